@@ -1,0 +1,1 @@
+"""The ground floor: types, families, run directory, events, errors, seeds, fingerprints. No torch."""

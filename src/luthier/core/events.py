@@ -1,0 +1,76 @@
+"""Events: everything that happens is said once; console, events.jsonl and studio are listeners.
+
+A record is a flat JSON object with `kind` and `time`. Fields in TIMING are the only ones that may differ
+between an interrupted-and-resumed run and an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Listener = Callable[[dict[str, Any]], None]
+Emit = Callable[..., None]
+"""`emit("train", step=3, loss=1.2)`: the seam that rooms are given; they never print."""
+
+TIMING = frozenset({"time", "seconds", "tokens_per_s", "memory_mb", "left_s"})
+
+
+class Emitter:
+    """Fans records out to listeners; is itself the `emit` callable."""
+
+    def __init__(self, *listeners: Listener):
+        self.listeners = list(listeners)
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        record = {"kind": kind, "time": round(time.time(), 3), **fields}
+        for listener in self.listeners:
+            listener(record)
+
+
+class JsonLines:
+    """Appends records to a file, one a line, flushed each time. `offset()` lets a checkpoint remember the
+    place, `truncate()` takes a resumed log back to it, so that each step stands there once."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._handle = open(path, "ab")
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        text = json.dumps(record, ensure_ascii=False, default=str)
+        self._handle.write(text.encode("utf-8", "backslashreplace") + b"\n")
+        self._handle.flush()
+
+    def offset(self) -> int:
+        """Bytes written so far."""
+        return self._handle.tell()
+
+    def truncate(self, offset: int) -> None:
+        """Forget everything after `offset` bytes."""
+        self._handle.truncate(offset)
+        self._handle.seek(offset)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._handle.close()
+
+
+def silent(kind: str, **fields: Any) -> None:
+    """An emit that nobody listens to."""
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a torn last line (killed while writing) is dropped."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records

@@ -1,0 +1,105 @@
+"""Families: every choice that a recipe makes by name, all registered in the same way.
+
+A family is a package folder with one module per member; the module's name is the member's name, the first
+line of its docstring is its one-line description (read without importing it). The module registers a class
+(with an inner `Params`) or a plain function: `@METHODS.register("lora")`. Other packages add members through
+entry points in the group `luthier.<family>`; a recipe adds files through `plugins:`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier.core.errors import Problem, RecipeError
+
+
+def load_plugin(path: Path) -> None:
+    """Import a user's file; its decorators register what it defines. Only ever called for `plugins:`."""
+    spec = importlib.util.spec_from_file_location(f"luthier_plugin_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise RecipeError(f"plugin {path} is not a Python file", where="plugins")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+class Family:
+    """A registry of members that a recipe names."""
+
+    def __init__(self, name: str, package: str):
+        self.name, self.package = name, package
+        self._members: dict[str, Any] = {}
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Decorator: make the class or function known under `name` (also as its attribute `name`)."""
+
+        def note(member: Any) -> Any:
+            member.name = name
+            self._members[name] = member
+            return member
+
+        return note
+
+    def _files(self) -> dict[str, Path]:
+        spec = importlib.util.find_spec(self.package)
+        folders = list(spec.submodule_search_locations or ()) if spec else []
+        files = (path for folder in folders for path in sorted(Path(folder).glob("*.py")))
+        return {path.stem: path for path in files if not path.stem.startswith("_") and _registers(path)}
+
+    def names(self) -> list[str]:
+        """All member names, sorted, without importing any built-in member."""
+        outside = {point.name for point in entry_points(group=f"luthier.{self.name}")}
+        return sorted({*self._members, *self._files(), *outside})
+
+    def summaries(self) -> dict[str, str]:
+        """name → first line of the docstring, again without imports for built-in members."""
+        files = self._files()
+        docs = {name: ast.get_docstring(ast.parse(path.read_text("utf-8"))) for name, path in files.items()}
+        docs |= {name: member.__doc__ for name, member in self._members.items() if name not in docs}
+        return {name: (docs.get(name) or "").strip().split("\n")[0] for name in self.names()}
+
+    def get(self, name: str) -> Any:
+        """The member, imported on first use. RecipeError with a suggestion for an unknown name."""
+        if name not in self._members and name in self._files():
+            importlib.import_module(f"{self.package}.{name}")
+        for point in entry_points(group=f"luthier.{self.name}") if name not in self._members else ():
+            if point.name == name:
+                self._members.setdefault(name, point.load())
+        if name not in self._members:
+            raise RecipeError(f"no {self.name} member is called {name!r}", remedy=_suggest(name, self.names()))
+        return self._members[name]
+
+    def parse(self, spec: str | Mapping[str, Any]) -> Any:
+        """`lora` or `{name: lora, r: 16}` → the member built with validated Params."""
+        given = {"name": spec} if isinstance(spec, str) else dict(spec)
+        member = self.get(str(given.pop("name", "")))
+        try:
+            return member(member.Params(**given))
+        except ValidationError as error:
+            fields = list(member.Params.model_fields)
+            raise RecipeError(f"{self.name} {member.name}", problems=_problems(error, fields, member.name)) from None
+
+
+def _registers(path: Path) -> bool:
+    return ".register(" in path.read_text("utf-8")
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def _problems(error: ValidationError, fields: list[str], name: str) -> list[Problem]:
+    found = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        remedy = _suggest(key, fields) if item["type"] == "extra_forbidden" else ""
+        found.append(Problem(item["msg"], where=f"{name}.{key}", remedy=remedy))
+    return found

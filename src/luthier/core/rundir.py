@@ -1,0 +1,130 @@
+"""The run directory: the only place in luthier that knows its file names (CONTRACT section 4)."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.core import atomic
+from luthier.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A path with names. Nothing is created until something is written."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """An existing run directory, or DataError."""
+        run = cls(Path(path))
+        if not run.status.is_file() and not run.resolved.is_file():
+            raise DataError(f"{path} is not a run directory", remedy="`luthier list runs` shows what there is")
+        return run
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        return self.path / "recipe.resolved.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def lineage(self) -> Path:
+        return self.path / "lineage.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "data" / "manifest.json"
+
+    @property
+    def preview(self) -> Path:
+        return self.path / "data" / "preview.txt"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def rows(self) -> Path:
+        return self.path / "rows.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "evaluation" / "metrics.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "evaluation" / "samples.jsonl"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "evaluation" / "predictions.jsonl"
+
+    @property
+    def health(self) -> Path:
+        return self.path / "health.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def report_html(self) -> Path:
+        return self.report / "report.html"
+
+    @property
+    def report_json(self) -> Path:
+        return self.report / "report.json"
+
+    @property
+    def curves(self) -> Path:
+        return self.report / "curves.png"
+
+    @property
+    def samples_text(self) -> Path:
+        return self.report / "samples.txt"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+    def read(self, path: Path, default: Any = None) -> Any:
+        """The JSON in one of our files, or `default` where it does not exist."""
+        return json.loads(path.read_text("utf-8")) if path.is_file() else default
+
+    def write_status(self, state: str, **fields: Any) -> None:
+        """running | finished | interrupted | failed, atomically; earlier fields are kept."""
+        status = {**(self.read(self.status) or {}), "state": state, "heartbeat": round(time.time(), 1)}
+        atomic.write_json(self.status, {**status, "pid": os.getpid(), **fields})
+
+    @property
+    def state(self) -> str:
+        """The state in status.json, or "absent"."""
+        return str((self.read(self.status) or {}).get("state", "absent"))

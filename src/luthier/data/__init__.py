@@ -1,0 +1,1 @@
+"""Text becomes Examples, Examples become Rows, Rows become Batches."""

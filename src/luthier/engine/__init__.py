@@ -1,0 +1,1 @@
+"""Speed, as pure torch functions: batches, segment attention, losses. Nothing of Hugging Face in here."""

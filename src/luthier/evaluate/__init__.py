@@ -1,0 +1,1 @@
+"""Base against tuned on the same rows: losses, predictions, samples, paired intervals."""

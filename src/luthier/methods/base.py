@@ -1,0 +1,81 @@
+"""What a method is, and what it leaves behind after attaching.
+
+    Method(Params).attach(base, seed) ─► Attached ─► trainable weights, `virtual(batch)`, off, save, load, merge
+
+Method modules import torch only inside functions: `list`, `check --quick` and the recipe schema read `Params`
+without it. The torch code of a method lives in `methods/modules/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from luthier.core.settings import Settings
+    from luthier.engine.batch import Batch
+    from luthier.models.base import Base
+    from luthier.models.forward import Virtual
+
+
+class Attached(Protocol):
+    """A method that sits on a base. Never compared by name: callers ask these traits."""
+
+    can_merge: bool
+    """Whether `merge()` can fold the method into the base weights."""
+    virtual_tokens: int
+    """Positions that the method takes from the window (prefix and prompt kinds)."""
+    supports_activation_checkpointing: bool
+    peft_type: str | None
+    """PEFT's name of the saved format, None for formats of our own (then `luthier.json` describes it)."""
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Every trained weight by a stable name, task head included."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that exact resume needs, reparameterisation networks included (CPU clones)."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`; a missing, extra or misshapen tensor is an error."""
+
+    def virtual(self, batch: Batch) -> Virtual | None:
+        """Virtual keys/values or embeddings for this batch, None for methods that only change weights."""
+
+    def off(self) -> AbstractContextManager[None]:
+        """Inside: the untouched base (also the base's own head where one exists)."""
+
+    def save(self, folder: Path) -> None:
+        """Write PEFT's folder format where PEFT has the method, else our own."""
+
+    def merge(self) -> None:
+        """Fold into the base in float32, in place, once. Raises CannotMerge with the reason."""
+
+    def branches(self) -> Iterator[tuple[str, Any]]:
+        """(layer name, description) of every place where the method acts, for the health probes."""
+
+
+class Method(Protocol):
+    """A member of the family."""
+
+    name: ClassVar[str]
+    Params: ClassVar[type[Settings]]
+    default_lr: ClassVar[float]
+    default_schedule: ClassVar[Mapping[str, Any]]
+    lr_reason: ClassVar[str]
+    """Why this rate; printed in the docs."""
+
+    def __init__(self, params: Any): ...
+
+    def attach(self, base: Base, seed: int) -> Attached:
+        """Put the method on the base: seed first, then build; freezes everything else."""
+
+    @classmethod
+    def reload(cls, folder: Path, base: Base, trainable: bool = False) -> Attached:
+        """Read what `save` wrote (or what another tool wrote in PEFT's format), through the gate."""
+
+    def formula(self, base: Base) -> int:
+        """Trainable parameters by formula, to be compared with the count."""

@@ -1,0 +1,1 @@
+"""Knows Hugging Face; nothing above does: loading, anatomy, tokenizer, forward, decoding."""

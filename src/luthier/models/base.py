@@ -1,0 +1,33 @@
+"""The base model in luthier's hands: weights, tokenizer, anatomy, fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from luthier.models.anatomy import Anatomy
+
+Kind = Literal["decoder", "encoder", "encoder_decoder"]
+
+
+@dataclass
+class Base:
+    """What `models.load.load_base` returns and every method attaches to."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    kind: Kind
+    path: Path
+    """Local folder that the weights came from."""
+    fingerprint: dict[str, Any]
+    """{"config": sha256, "weights": sha256 over sampled tensors, "tokenizer": sha256, "name": …}"""
+    stop_ids: tuple[int, ...]
+    """Tokens that end an answer; the first one is trained."""
+    pad_id: int
+    context: dict[str, Any] = field(default_factory=dict)
+    """The plan of a window extension, empty for the model's own window."""
