@@ -1,0 +1,215 @@
+"""The recipe: what a run shall do. Composes the settings of every room; only `pipeline.py` sees all of it.
+
+    recipe = Recipe.load("recipe.yaml", "train.lr=2e-4", "method.r=16")
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from luthier.context import CONTEXTS
+from luthier.core import strict_yaml
+from luthier.core.errors import LuthierError, Problem, RecipeError
+from luthier.core.family import load_plugin
+from luthier.core.fingerprint import of_value
+from luthier.core.settings import Settings
+from luthier.data.augment import AUGMENTERS
+from luthier.data.settings import AugmentSpec, DataSettings
+from luthier.evaluate.settings import EvaluateSettings
+from luthier.methods import METHODS
+from luthier.models.settings import ModelSettings
+from luthier.tasks import TASKS
+from luthier.train.settings import TrainSettings
+
+Spec = str | dict[str, Any]
+"""`lora` or `{name: lora, r: 16}`: a member of a family with its settings."""
+
+
+class ReportSettings(Settings):
+    """How the report is written."""
+
+    language: Literal["en", "zh"] = "en"
+    report_to: list[Literal["tensorboard", "trackio", "mlflow", "wandb"]] = Field(default_factory=list)
+    """Trackers that get the same events; each must be installed."""
+
+
+class Stage(Settings):
+    """One of several trainings in a row; what it does not name is the recipe's own."""
+
+    task: Spec | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+    context: Spec | None = None
+    train: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(Settings):
+    """Everything that decides a run."""
+
+    model: ModelSettings = ModelSettings()
+    task: Spec = "instruct"
+    """instruct | classify | language_model"""
+    data: DataSettings = DataSettings()
+    augment: list[AugmentSpec] = Field(default_factory=list)
+    """Augmenters of the training inputs."""
+    method: Spec = "lora"
+    """lora | prefix | bottleneck | full | …, with its settings: {name: lora, r: 8}"""
+    context: Spec = "none"
+    """none, or a window extension: {name: yarn, length: 8192}"""
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings = ReportSettings()
+    seed: int = Field(42, ge=0, lt=2**53)
+    stages: list[Stage] = Field(default_factory=list)
+    plugins: list[str] = Field(default_factory=list)
+    """Python files of your own that register family members. They run with your rights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _run_plugins(cls, values: Any) -> Any:
+        for plugin in values.get("plugins") or () if isinstance(values, dict) else ():
+            load_plugin(Path(str(plugin)))
+        return values
+
+    @classmethod
+    def load(cls, path: str | Path, *overrides: str) -> Recipe:
+        """Read a recipe file; `overrides` are `key.path=value` with YAML values. RecipeError names all faults."""
+        file = Path(path)
+        if not file.is_file():
+            raise RecipeError(f"no recipe at {path}", where=str(path), remedy=f"luthier new {path}")
+        try:
+            text = file.read_text("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"not UTF-8 at byte {error.start}", where=str(path), remedy="save as UTF-8") from None
+        document = strict_yaml.load(text, name=file.name)
+        return cls.build(document, overrides)
+
+    @classmethod
+    def parse(cls, text: str, *overrides: str) -> Recipe:
+        """The same from a string."""
+        return cls.build(strict_yaml.load(text), overrides)
+
+    @classmethod
+    def build(cls, document: strict_yaml.Document, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+        """Validate a parsed document. All problems are told at once."""
+        for override in overrides:
+            _apply(document, override)
+        try:
+            recipe = cls(**document.value)
+        except ValidationError as error:
+            problems = [_problem(item, document) for item in error.errors()]
+            raise RecipeError("the recipe has faults", problems=_unique(problems)) from None
+        except TypeError:
+            raise RecipeError("a recipe's keys are words", where=document.name) from None
+        recipe._parse_members(document)
+        return recipe
+
+    def _parse_members(self, document: strict_yaml.Document) -> None:
+        """Resolve every name in a family now, so that a typo is told before anything is loaded."""
+        specs: list[tuple[Any, Any, str]] = [(METHODS, self.method, "method"), (TASKS, self.task, "task")]
+        specs += [(AUGMENTERS, spec, f"augment.{i}") for i, spec in enumerate(self.augment)]
+        if self.context != "none":
+            specs.append((CONTEXTS, self.context, "context"))
+        problems: list[Problem] = []
+        for family, spec, key in specs:
+            try:
+                family.parse(spec)
+            except LuthierError as error:
+                for item in error.problems:
+                    tail = item.where.partition(".")[2]
+                    where = document.where(f"{key}.{tail}" if tail else key)
+                    problems.append(Problem(item.what, where, item.remedy))
+        if problems:
+            raise RecipeError("the recipe has faults", problems=problems)
+
+    def dump(self) -> str:
+        """YAML with every default filled in; loading it gives an equal recipe."""
+        return strict_yaml.dump(self.model_dump(mode="json"))
+
+    def fingerprint(self) -> str:
+        """Changes when anything that decides the result changes."""
+        return of_value(self.result_relevant())
+
+    def result_relevant(self) -> dict[str, Any]:
+        """The part of the recipe that decides the result (not how it is reported or how much is kept)."""
+        values = self.model_dump(mode="json")
+        values.pop("report")
+        for key in ("keep_checkpoints", "max_disk", "save_every"):
+            values["train"].pop(key)
+        values["data"].pop("cache")
+        return values
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """JSON Schema for editors."""
+        schema = cls.model_json_schema()
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "luthier recipe", **schema}
+
+
+def _apply(document: strict_yaml.Document, override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"{override!r} is not key.path=value", remedy="for example train.lr=2e-4")
+    value = strict_yaml.load(f"value: {text}", name=f"override {override!r}").value["value"]
+    keys = path.strip().split(".")
+    here = document.value
+    for index, key in enumerate(keys[:-1]):
+        inner = here.get(key)
+        if isinstance(inner, str) and key in ("method", "context", "task"):
+            inner = {"name": inner}
+        if inner is None:
+            default = Recipe.model_fields[key].default if index == 0 and key in Recipe.model_fields else None
+            inner = {"name": default} if isinstance(default, str) else {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{'.'.join(keys[: index + 1])} is not a mapping", where=f"override {override!r}")
+        here[key] = inner
+        here = inner
+    here[keys[-1]] = value
+    document.lines.pop(path, None)
+
+
+def _known_paths(model: type[Settings] = Recipe, prefix: str = "") -> list[str]:
+    paths = []
+    for name, info in model.model_fields.items():
+        path = f"{prefix}{name}"
+        paths.append(path)
+        inner = info.annotation
+        for option in (inner, *getattr(inner, "__args__", ())):
+            if isinstance(option, type) and issubclass(option, Settings) and option is not Stage:
+                paths += _known_paths(option, f"{path}.")
+    return paths
+
+
+def _problem(item: Any, document: strict_yaml.Document) -> Problem:
+    path = ".".join(str(part) for part in item["loc"] if not (isinstance(part, str) and "[" in part))
+    where = document.where(path)
+    if item["type"] != "extra_forbidden":
+        what = item["msg"].removeprefix("Value error, ")
+        given = item.get("input")
+        shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+        return Problem(what + shown, where)
+    leaf, parent = path.rpartition(".")[2], path.rpartition(".")[0]
+    known = _known_paths()
+    siblings = {p.rpartition(".")[2] for p in known if p.rpartition(".")[0] == parent}
+    elsewhere = sorted({p.rpartition(".")[0] for p in known if p.rpartition(".")[2] == leaf})
+    if leaf in ("r", "alpha", "dropout", "targets") and not parent:
+        elsewhere.append("method")
+    close = difflib.get_close_matches(leaf, siblings, 1, cutoff=0.6)
+    anywhere = {p.rpartition(".")[2]: p for p in reversed(known)}
+    far = difflib.get_close_matches(leaf, anywhere, 1, cutoff=0.75)
+    if elsewhere:
+        remedy = " or ".join(f"it belongs under `{place}.`" if place else "it belongs at the top" for place in elsewhere)
+    elif close:
+        remedy = f"did you mean {close[0]!r}?"
+    elif far:
+        remedy = f"did you mean {anywhere[far[0]]!r}?"
+    else:
+        remedy = f"known here: {', '.join(sorted(siblings))}"
+    return Problem(f"unknown key {leaf!r}", where, remedy)
+
+
+def _unique(problems: list[Problem]) -> list[Problem]:
+    return list(dict.fromkeys(problems))

@@ -1,0 +1,35 @@
+"""Plain documents: loss on every token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.settings import Settings
+from luthier.tasks import TASKS
+
+if TYPE_CHECKING:
+    from luthier.engine.batch import Batch
+    from luthier.models.base import Base
+    from luthier.models.forward import Virtual
+    from luthier.train.loss import LossOutput
+
+
+@TASKS.register("language_model")
+class LanguageModel:
+    """Plain documents: loss on every token."""
+
+    has_head = False
+    template = "plain"
+    generates = True
+
+    class Params(Settings):
+        """No settings of its own."""
+
+    def __init__(self, params: Params | None = None):
+        self.params = params or self.Params()
+
+    def loss(self, base: Base, batch: Batch, virtual: Virtual | None, layout: str, **options: Any) -> LossOutput:
+        """Token-weighted cross entropy, summed."""
+        from luthier.tasks.token_loss import token_loss
+
+        return token_loss(base, batch, virtual, layout, **options)
