@@ -1,0 +1,258 @@
+"""AdaptedModel: base + context + method + task + template, as one thing that trains, answers and is saved.
+
+    adapted = load("runs/…")                       # or load("some-peft-adapter", base="path")
+    adapted.generate("Where does Ada live?")
+    with adapted.off(): adapted.generate("…")      # the untouched base
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core import atomic
+from luthier.core.errors import ModelError
+from luthier.core.rundir import RunDir
+from luthier.core.types import Turn
+from luthier.data.templates import TEMPLATES
+from luthier.engine.batch import Batch
+from luthier.methods import METHODS
+from luthier.methods.base import Attached
+from luthier.models import decode, forward
+from luthier.models.base import Base
+from luthier.models.load import load_base
+from luthier.models.settings import ModelSettings
+from luthier.tasks import TASKS
+from luthier.train.loss import LossOutput
+
+CARD = "luthier.json"
+FORMAT = 1
+
+
+@dataclass
+class AdaptedModel:
+    """What a run trains and every later verb uses. `layout` is how batches go through the model."""
+
+    base: Base
+    attached: Attached
+    template: Any
+    task: Any
+    method: dict[str, Any]
+    labels: tuple[str, ...] = ()
+    problem: str = "single"
+    max_length: int = 512
+    layout: str = "padded"
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    _off: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.base.model.parameters()).device
+
+    def parameters_by_name(self) -> Mapping[str, nn.Parameter]:
+        """Every trained weight."""
+        return self.attached.parameters()
+
+    def state(self) -> dict[str, Tensor]:
+        """All that exact resume needs."""
+        return self.attached.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        self.attached.load_state(state)
+
+    def train(self, mode: bool = True) -> AdaptedModel:
+        """Dropout on."""
+        self.base.model.train(mode)
+        switch = getattr(self.attached, "train", None)
+        if callable(switch):
+            switch(mode)
+        return self
+
+    def eval(self) -> AdaptedModel:
+        """Dropout off."""
+        return self.train(False)
+
+    @contextmanager
+    def off(self) -> Iterator[AdaptedModel]:
+        """Inside: the untouched base."""
+        before, self._off = self._off, True
+        try:
+            with self.attached.off():
+                yield self
+        finally:
+            self._off = before
+
+    def virtual(self, batch: Batch) -> forward.Virtual | None:
+        """The method's virtual tokens for this batch; none while off."""
+        return None if self._off else self.attached.virtual(batch)
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """Summed training loss of a batch, differentiable."""
+        batch = batch.to(self.device)
+        return self.task.loss(self.base, batch, self.virtual(batch), self.layout, **self.loss_options)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """[T, hidden] states after the final norm, for the batch's flat tokens."""
+        batch = batch.to(self.device)
+        return forward.hidden(self.base, batch, self.virtual(batch), layout=self.layout)
+
+    @torch.no_grad()
+    def token_nll(self, batch: Batch) -> Tensor:
+        """[T] negative log-likelihood of each target, 0 where nothing is trained."""
+        batch = batch.to(self.device)
+        return forward.token_nll(self.base, self.hidden(batch), batch.targets)
+
+    @torch.no_grad()
+    def row_logits(self, batch: Batch) -> Tensor:
+        """[S, labels] of a classification head."""
+        batch = batch.to(self.device)
+        virtual = self.virtual(batch)
+        hidden = forward.hidden(self.base, batch, virtual, layout=self.layout)
+        return forward.row_logits(self.base, batch, hidden, virtual, self.layout)
+
+    def prompt_ids(self, prompt: str | Sequence[Turn]) -> list[int]:
+        """The very ids that a training row with this prompt begins with."""
+        turns = (Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
+        return list(self.template.prompt_ids(turns, self.base.tokenizer))
+
+    def generate(
+        self,
+        prompt: str | Sequence[Turn],
+        max_new_tokens: int = 200,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> str:
+        """One answer, greedy unless a temperature is given."""
+        if self.task.has_head:
+            raise ModelError("a classification model gives labels, not text", remedy="use classify()")
+        self.eval()
+        ids = self.prompt_ids(prompt)
+        made = decode.generate(
+            self, [ids], max_new_tokens=max_new_tokens, stop_ids=self.base.stop_ids,
+            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+        )  # fmt: skip
+        return decode.text_of(self.base.tokenizer, ids, made[0].ids)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter folder atomically: the method's own files, tokenizer, and luthier.json."""
+        with atomic.publish_folder(Path(folder)) as staged:
+            self.attached.save(staged)
+            self.base.tokenizer.save_pretrained(staged)
+            atomic.write_json(staged / CARD, self.card())
+
+    def card(self) -> dict[str, Any]:
+        """luthier.json: what loading needs beyond PEFT's own files, and the fingerprints it is refused by."""
+        return {
+            "format": FORMAT,
+            "method": self.method,
+            "peft_type": self.attached.peft_type,
+            "task": {"name": self.task.name, **self.task.params.model_dump()},
+            "template": {"name": self.template.name, **self.template.params.model_dump(mode="json")},
+            "labels": list(self.labels),
+            "problem": self.problem,
+            "max_length": self.max_length,
+            "base": {"path": str(self.base.path), "fingerprint": self.base.fingerprint},
+            "context": self.base.context,
+            "stop_ids": list(self.base.stop_ids),
+            "virtual_tokens": self.attached.virtual_tokens,
+        }
+
+    def merge(self, folder: str | Path) -> None:
+        """A standalone model folder: base and adapter folded together in float32. CannotMerge says why not."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as scratch:
+            self.save(Path(scratch) / "adapter")
+            fresh = load(Path(scratch) / "adapter", base=str(self.base.path), dtype="float32")
+            fresh.attached.merge()
+            with atomic.publish_folder(Path(folder)) as staged:
+                fresh.base.model.save_pretrained(staged)
+                fresh.base.tokenizer.save_pretrained(staged)
+
+
+def attach(
+    base: Base, method: str | Mapping[str, Any], task: Any, template: Any, *, seed: int, **facts: Any
+) -> AdaptedModel:
+    """Put a method on a base. The seed is set before any weight is made."""
+    member = METHODS.parse(method)
+    attached = member.attach(base, seed)
+    spec = {"name": member.name, **member.params.model_dump(mode="json")}
+    return AdaptedModel(base, attached, template, task, spec, **facts)
+
+
+def load(
+    source: str | Path | RunDir, base: str | None = None, *, trainable: bool = False, **model: Any
+) -> AdaptedModel:
+    """The adapted model of a run directory, of an adapter folder, or of a folder that another tool wrote.
+
+    `base` names the base model (needed for folders without luthier.json); other keywords are `model:`
+    settings. ModelError when the base is not the one that the adapter was trained on.
+    """
+    folder = source.adapter if isinstance(source, RunDir) else Path(source)
+    if (folder / "adapter").is_dir():
+        folder = folder / "adapter"
+    card = _read_card(folder)
+    path = base or (card.get("base") or {}).get("path")
+    if not path:
+        raise ModelError(f"{folder} does not say its base model", where=str(folder), remedy="give base=… (--base)")
+    task = TASKS.parse(card.get("task", "instruct"))
+    labels = tuple(card.get("labels", ()))
+    loaded = load_base(
+        ModelSettings(path=path, **model), task=task.name, labels=labels or None,
+        problem=card.get("problem", "single"), context=card.get("context") or None,
+    )  # fmt: skip
+    _refuse_other_base(card, loaded, folder)
+    attached, spec = _reload(card, folder, loaded, trainable)
+    template = TEMPLATES.parse(card["template"]) if "template" in card else _default_template(loaded, task)
+    adapted = AdaptedModel(
+        loaded, attached, template, task, spec, labels, card.get("problem", "single"), card.get("max_length", 512)
+    )
+    return adapted.eval()
+
+
+def _default_template(base: Base, task: Any) -> Any:
+    from luthier.data.templates import choose
+
+    return choose("auto", base.tokenizer, task.name)
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelError(f"no adapter at {folder}", where=str(folder), remedy="name a run directory or adapter folder")
+    file = folder / CARD
+    if not file.is_file():
+        return {}
+    card = json.loads(file.read_text("utf-8"))
+    if card.get("format") != FORMAT:
+        raise ModelError(f"adapter format {card.get('format')} is not {FORMAT}", where=str(file), remedy="update luthier")
+    return card
+
+
+def _refuse_other_base(card: Mapping[str, Any], base: Base, folder: Path) -> None:
+    wanted = (card.get("base") or {}).get("fingerprint") or {}
+    for part in ("weights", "tokenizer"):
+        if wanted.get(part) and base.fingerprint.get(part) != wanted[part]:
+            raise ModelError(
+                f"the {part} of {base.path} are not those that this adapter was trained on",
+                where=str(folder),
+                remedy=f"load it on {card['base'].get('path')}",
+            )
+
+
+def _reload(card: Mapping[str, Any], folder: Path, base: Base, trainable: bool) -> tuple[Attached, dict[str, Any]]:
+    from luthier.methods.reading import method_of_folder
+
+    name = (card.get("method") or {}).get("name") or method_of_folder(folder)
+    attached = METHODS.get(name).reload(folder, base, trainable)
+    return attached, dict(card.get("method") or {"name": name})

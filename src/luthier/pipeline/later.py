@@ -1,0 +1,81 @@
+"""What is asked of a finished run, or of an adapter that another tool made: measure, diagnose, report again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.core import atomic
+from luthier.core.errors import RecipeError
+from luthier.core.events import Emitter, Listener
+from luthier.core.rundir import RunDir
+from luthier.pipeline import finish, place, prepare
+from luthier.recipe import Recipe
+from luthier.tasks import TASKS
+
+
+def reload(run_dir: str | Path, data: str | None = None) -> tuple[RunDir, Recipe, Any, prepare.Data]:
+    """Run, recipe, adapted model and rows. With `data`, all rows of that file stand in the test split."""
+    from luthier.adapted import load
+
+    run = RunDir.open(run_dir)
+    recipe = place.reopen(run)
+    prepare.settle_threads(recipe)
+    adapted = load(run)
+    task = TASKS.parse(recipe.task)
+    wanted = recipe if data is None else with_test_file(recipe, data)
+    loaded, splits = prepare.read(wanted, task)
+    rows = prepare.encode(
+        wanted, loaded, splits, task, adapted.base, adapted.labels, adapted.problem, cache=run.cache
+    )
+    return run, recipe, adapted, rows
+
+
+def with_test_file(recipe: Recipe, file: str) -> Recipe:
+    """The recipe with its test split replaced by a file."""
+    values = recipe.model_dump(mode="json")
+    values["data"]["test"] = file
+    return Recipe(**values)
+
+
+def evaluate(
+    run_dir: str | Path, data: str | None = None, split: str | None = None, listeners: Sequence[Listener] = ()
+) -> dict[str, Any]:
+    """Metrics of a run on a split or another file. Its own numbers (same data, no split) are written back."""
+    from luthier.evaluate.run import evaluate as measure
+
+    run, recipe, adapted, rows = reload(run_dir, data)
+    chosen = split or ("test" if data else finish.evaluation_split(rows))
+    if chosen not in rows.rows or not len(rows.rows[chosen]):
+        raise RecipeError(f"there are no rows in the split {chosen!r}", remedy="train | validation | test")
+    emit = Emitter(*listeners)
+    if data is None and split is None:
+        return finish.measure(recipe, adapted, rows, run, emit)
+    found = measure(
+        adapted, rows.rows[chosen], rows.examples[chosen], adapted.task.name, recipe.evaluate,
+        labels=adapted.labels, seed=recipe.seed, emit=emit,
+    )  # fmt: skip
+    return {**found.as_json(), "split": chosen, "data": data}
+
+
+def health(run_dir: str | Path, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
+    """Diagnose a run again and write health.json."""
+    run, recipe, adapted, rows = reload(run_dir)
+    finish.diagnose(recipe, adapted, rows, run, run.read(run.metrics) or {}, Emitter(*listeners))
+    return dict(run.read(run.health))
+
+
+def rewrite_report(run_dir: str | Path) -> Path:
+    """Write the report of a run again from its files."""
+    from luthier.report.write import write
+
+    return write(RunDir.open(run_dir))
+
+
+def forget_cache(run: RunDir) -> None:
+    """Remove the encoded rows of a run (they are made again when needed)."""
+    import shutil
+
+    shutil.rmtree(run.cache, ignore_errors=True)
+    atomic.fsync_folder(run.path)

@@ -1,0 +1,129 @@
+"""Adapting and training: from a base and rows to the best weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from luthier.core import atomic
+from luthier.core.events import Emitter, JsonLines
+from luthier.core.rundir import RunDir
+from luthier.pipeline.prepare import Data
+from luthier.recipe import Recipe
+
+DEFAULT_EPOCHS = 3
+DEFAULT_BATCH_TOKENS = 4096
+
+
+def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> Any:
+    """Attach the method and choose how batches go through the model."""
+    from luthier.adapted import attach
+
+    settings = recipe.train
+    adapted = attach(
+        base, recipe.method, task, data.template, seed=recipe.seed,
+        labels=data.labels, problem=data.problem, max_length=recipe.data.max_length,
+    )  # fmt: skip
+    options: dict[str, Any] = {}
+    if settings.label_smoothing:
+        options["label_smoothing"] = settings.label_smoothing
+    if settings.z_loss:
+        options["z_loss"] = settings.z_loss
+    if settings.activation_checkpointing:
+        options["checkpointing"] = True
+    adapted.loss_options = options
+    adapted.layout = "padded" if settings.engine == "plain" else _choose_layout(adapted, data, emit)
+    trained = sum(weight.numel() for weight in adapted.parameters_by_name().values())
+    total = sum(weight.numel() for weight in base.model.parameters())
+    emit("start", trainable=trained, total=total, share=trained / max(1, total), layout=adapted.layout,
+         rows={name: len(rows) for name, rows in data.rows.items()})  # fmt: skip
+    return adapted
+
+
+def _choose_layout(adapted: Any, data: Data, emit: Emitter) -> str:
+    from luthier.models import selfcheck
+
+    rows = data.rows["train"]
+    return str(selfcheck.choose_layout(adapted, [rows[index] for index in range(min(3, len(rows)))], emit))
+
+
+def batches(recipe: Recipe, rows: Any) -> Any:
+    """The plan of batches for these rows."""
+    from luthier.data.batching import BatchPlan
+
+    settings = recipe.train
+    tokens = settings.batch_tokens
+    if tokens is None and settings.batch_size is None:
+        tokens = DEFAULT_BATCH_TOKENS
+    return BatchPlan(
+        rows, batch_tokens=tokens, batch_size=settings.batch_size, accumulate=settings.accumulate,
+        micro_tokens=settings.micro_tokens, seed=recipe.seed,
+    )  # fmt: skip
+
+
+def total_steps(recipe: Recipe, plan: Any) -> int:
+    """Optimizer steps of the whole training; epochs may be a fraction."""
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    epochs = recipe.train.epochs or DEFAULT_EPOCHS
+    whole = sum(plan.steps(epoch) for epoch in range(int(epochs)))
+    return max(1, whole + math.ceil((epochs - int(epochs)) * plan.steps(int(epochs)) - 1e-9))
+
+
+def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, log: JsonLines) -> Any:
+    """The loop; returns its TrainState with the best weights restored in `adapted`."""
+    from luthier.evaluate.losses import validation_loss
+    from luthier.train import loop
+    from luthier.train.checkpoint import Checkpoints
+
+    plan = batches(recipe, data.rows["train"])
+    steps = total_steps(recipe, plan)
+    run.write_status("running", total_steps=steps)
+    emit.listeners.append(_heartbeat(run, steps))
+    rows_log = JsonLines(run.rows)
+    checkpoints = Checkpoints(
+        run.checkpoints, keep=recipe.train.keep_checkpoints, max_disk=recipe.train.max_disk,
+        fingerprints={"recipe": recipe.fingerprint(), "base": adapted.base.fingerprint, "data": data.sources},
+        logs={"events": log, "rows": rows_log},
+    )  # fmt: skip
+
+    def validate() -> Mapping[str, float]:
+        adapted.eval()
+        measured = validation_loss(adapted, data.rows["validation"], recipe.evaluate.batch_tokens)
+        return {name: value for name, value in measured.items() if isinstance(value, int | float)}
+
+    try:
+        return loop.fit(
+            adapted, plan, adapted.loss, settings=recipe.train, lr=learning_rate(recipe, adapted), total_steps=steps,
+            checkpoints=checkpoints, validate=validate, emit=emit, resume=True, seed=recipe.seed,
+            on_rows=lambda record: rows_log({"kind": "rows", **record}),
+        )  # fmt: skip
+    finally:
+        rows_log.close()
+
+
+def learning_rate(recipe: Recipe, adapted: Any) -> float:
+    """The recipe's number, or the method's default."""
+    from luthier.methods import METHODS
+
+    if isinstance(recipe.train.lr, float):
+        return recipe.train.lr
+    return float(METHODS.parse(recipe.method).default_lr)
+
+
+def _heartbeat(run: RunDir, steps: int) -> Any:
+    """Keeps status.json fresh, at most once in two seconds."""
+    last = [0.0]
+
+    def listen(record: dict[str, Any]) -> None:
+        if record["kind"] == "train" and record["time"] - last[0] > 2:
+            last[0] = record["time"]
+            run.write_status("running", step=record.get("step", 0), total_steps=steps)
+
+    return listen
+
+
+def remember_best(run: RunDir, state: Any) -> None:
+    """best.json names the best checkpoint."""
+    atomic.write_json(run.checkpoints / "best.json", {"step": state.best[1], "metric": state.best[0]})

@@ -1,0 +1,41 @@
+"""The long form of `check`: with tokenizer, model, inspection, preview, parameters and the estimate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.pipeline import learn, prepare
+from luthier.recipe import Recipe
+
+
+def full_check(
+    recipe: Recipe, task: Any, loaded: Any, splits: Any, labels: tuple[str, ...], problem: str
+) -> dict[str, Any]:
+    """Everything `luthier check` shows beyond the quick part. Trains nothing, writes nothing."""
+    from luthier.adapted import attach
+    from luthier.methods import METHODS
+
+    prepare.settle_threads(recipe)
+    base = prepare.load_model(recipe, task, labels, problem)
+    data = prepare.encode(recipe, loaded, splits, task, base, labels, problem, cache=None)
+    adapted = attach(base, recipe.method, task, data.template, seed=recipe.seed, labels=labels, problem=problem)
+    weights = adapted.parameters_by_name()
+    trained = sum(weight.numel() for weight in weights.values())
+    total = sum(weight.numel() for weight in base.model.parameters())
+    member = METHODS.parse(recipe.method)
+    plan = learn.batches(recipe, data.rows["train"])
+    return {
+        "data": {**data.manifest, "rows": {name: len(rows) for name, rows in data.rows.items()}},
+        "model": {
+            "path": str(base.path), "kind": base.kind, "parameters": total, "trainable": trained,
+            "share": trained / max(1, total), "formula": member.formula(base),
+            "by_weight": {name: weight.numel() for name, weight in weights.items()},
+            "fingerprint": base.fingerprint,
+        },
+        "plan": {
+            "steps": learn.total_steps(recipe, plan), "learning_rate": learn.learning_rate(recipe, adapted),
+            "trained_tokens": sum(row.trained_tokens for row in data.rows["train"]),
+        },
+        "warnings": [{"what": w.what, "where": w.where, "remedy": w.remedy} for w in data.inspection.warnings],
+        "preview": data.inspection.preview,
+    }  # fmt: skip

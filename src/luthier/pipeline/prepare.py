@@ -1,0 +1,122 @@
+"""Data and model made ready: everything that `check` shows and `run` trains on, by the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import DataError, Problem
+from luthier.core.events import Emit, silent
+from luthier.core.types import Example, Row
+from luthier.recipe import Recipe
+
+
+@dataclass
+class Data:
+    """The rows of every split, as text and as tokens, and what the inspection says of them."""
+
+    examples: Mapping[str, Sequence[Example]]
+    rows: Mapping[str, Sequence[Row]]
+    labels: tuple[str, ...]
+    problem: str
+    template: Any
+    inspection: Any
+    manifest: dict[str, Any]
+    sources: dict[str, str]
+
+
+def read(recipe: Recipe, task: Any, emit: Emit = silent) -> tuple[Any, Any]:
+    """Load and split. Nothing here needs a model: a bad file is told before one is loaded."""
+    from luthier.data import load as loading
+    from luthier.data import split as splitting
+
+    loaded = loading.load(recipe.data, task.name, emit)
+    return loaded, splitting.split(loaded, recipe.data.split, task.name)
+
+
+def label_names(examples: Sequence[Example], task: Any) -> tuple[tuple[str, ...], str]:
+    """The classes in sorted order and the kind of problem: single | multi | regression."""
+    if not task.has_head:
+        return (), "single"
+    found = [example.label for example in examples]
+    if any(label is None for label in found):
+        where = str(examples[[label is None for label in found].index(True)].source)
+        raise DataError("a row has no label", where=where, remedy="classify needs text and label columns")
+    asked = task.params.problem
+    if asked == "regression" or (asked == "auto" and all(isinstance(label, int | float) for label in found)):
+        return ("value",), "regression"
+    if asked == "multi" or any(isinstance(label, tuple) for label in found):
+        names = {str(name) for label in found for name in (label if isinstance(label, tuple) else (label,))}
+        return tuple(sorted(names)), "multi"
+    names = {str(label) for label in found}
+    if len(names) < 2:
+        raise DataError(f"there is only one class: {sorted(names)}", remedy="classification needs two classes or more")
+    return tuple(sorted(names)), "single"
+
+
+def encode(
+    recipe: Recipe, loaded: Any, splits: Any, task: Any, base: Any, labels: tuple[str, ...], problem: str,
+    cache: Path | None,
+) -> Data:  # fmt: skip
+    """Augment the training rows, render, tokenise, inspect. Fatal findings are raised together."""
+    from luthier.data import augmenting, encode as encoding, inspect, templates
+
+    template = templates.choose(recipe.data.template, base.tokenizer, task.name)
+    training, augmented = splits.train, None
+    if recipe.augment:
+        augmented = augmenting.augment(splits.train, list(recipe.augment), recipe.seed)
+        training = augmented.examples
+    examples = {"train": training, "validation": splits.validation, "test": splits.test}
+    rows = {
+        name: encoding.encode(
+            part, template, base.tokenizer, recipe.data, task.name,
+            labels=labels or None, stop_id=base.stop_ids[0], cache=cache if recipe.data.cache else None,
+        )
+        for name, part in examples.items()
+    }  # fmt: skip
+    inspection = inspect.inspect(loaded, splits, rows, base.tokenizer, template, recipe.data)
+    manifest = dict(inspection.manifest)
+    if augmented is not None:
+        manifest["augmentation"] = augmented.report
+    _refuse_empty(rows, inspection.problems)
+    sources = {str(item["path"]): str(item["sha256"]) for item in manifest.get("sources", ())}
+    return Data(examples, rows, labels, problem, template, inspection, manifest, sources)
+
+
+def _refuse_empty(rows: Mapping[str, Sequence[Row]], problems: Sequence[Problem]) -> None:
+    found = list(problems)
+    if not len(rows["train"]):
+        found.append(Problem("no training row is left", "data.train", "see what was dropped with `luthier check`"))
+    if not len(rows["validation"]):
+        found.append(
+            Problem("the validation set has no rows", "data.split.validation", "raise the share, or give data.validation")
+        )
+    if found:
+        raise DataError("the data must not be trained on", problems=found)
+
+
+def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str) -> Any:
+    """The base, with the window extension of the recipe."""
+    from luthier.models.load import load_base
+
+    plan = None
+    if recipe.context != "none":
+        from luthier.context import CONTEXTS
+        from luthier.models.load import read_config, resolve
+
+        plan = CONTEXTS.parse(recipe.context).plan(read_config(resolve(recipe.model.path)))
+    return load_base(
+        recipe.model, task=task.name, labels=labels or None, problem=problem, context=plan, seed=recipe.seed
+    )
+
+
+def settle_threads(recipe: Recipe) -> int:
+    """Set torch's thread count (sums depend on it) and return it."""
+    import psutil
+    import torch
+
+    threads = recipe.train.threads or psutil.cpu_count(logical=False) or 1
+    torch.set_num_threads(threads)
+    return threads
