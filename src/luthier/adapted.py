@@ -1,8 +1,8 @@
 """AdaptedModel: base + context + method + task + template, as one thing that trains, answers and is saved.
 
-    adapted = load("runs/…")                       # or load("some-peft-adapter", base="path")
-    adapted.generate("Where does Ada live?")
-    with adapted.off(): adapted.generate("…")      # the untouched base
+adapted = load("runs/…")                       # or load("some-peft-adapter", base="path")
+adapted.generate("Where does Ada live?")
+with adapted.off(): adapted.generate("…")      # the untouched base
 """
 
 from __future__ import annotations
@@ -139,9 +139,15 @@ class AdaptedModel:
         self.eval()
         ids = self.prompt_ids(prompt)
         made = decode.generate(
-            self, [ids], max_new_tokens=max_new_tokens, stop_ids=self.base.stop_ids,
-            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
-        )  # fmt: skip
+            self,
+            [ids],
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.base.stop_ids,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+        )
         return decode.text_of(self.base.tokenizer, ids, made[0].ids)
 
     def save(self, folder: str | Path) -> None:
@@ -209,9 +215,12 @@ def load(
     task = TASKS.parse(card.get("task", "instruct"))
     labels = tuple(card.get("labels", ()))
     loaded = load_base(
-        ModelSettings(path=path, **model), task=task.name, labels=labels or None,
-        problem=card.get("problem", "single"), context=card.get("context") or None,
-    )  # fmt: skip
+        ModelSettings(path=path, **model),
+        task=task.name,
+        labels=labels or None,
+        problem=card.get("problem", "single"),
+        context=card.get("context") or None,
+    )
     _refuse_other_base(card, loaded, folder)
     attached, spec = _reload(card, folder, loaded, trainable)
     template = TEMPLATES.parse(card["template"]) if "template" in card else _default_template(loaded, task)
@@ -235,7 +244,9 @@ def _read_card(folder: Path) -> dict[str, Any]:
         return {}
     card = json.loads(file.read_text("utf-8"))
     if card.get("format") != FORMAT:
-        raise ModelError(f"adapter format {card.get('format')} is not {FORMAT}", where=str(file), remedy="update luthier")
+        raise ModelError(
+            f"adapter format {card.get('format')} is not {FORMAT}", where=str(file), remedy="update luthier"
+        )
     return card
 
 

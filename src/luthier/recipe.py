@@ -1,6 +1,6 @@
 """The recipe: what a run shall do. Composes the settings of every room; only `pipeline.py` sees all of it.
 
-    recipe = Recipe.load("recipe.yaml", "train.lr=2e-4", "method.r=16")
+recipe = Recipe.load("recipe.yaml", "train.lr=2e-4", "method.r=16")
 """
 
 from __future__ import annotations
@@ -201,7 +201,9 @@ def _problem(item: Any, document: strict_yaml.Document) -> Problem:
     anywhere = {p.rpartition(".")[2]: p for p in reversed(known)}
     far = difflib.get_close_matches(leaf, anywhere, 1, cutoff=0.75)
     if elsewhere:
-        remedy = " or ".join(f"it belongs under `{place}.`" if place else "it belongs at the top" for place in elsewhere)
+        remedy = " or ".join(
+            f"it belongs under `{place}.`" if place else "it belongs at the top" for place in elsewhere
+        )
     elif close:
         remedy = f"did you mean {close[0]!r}?"
     elif far:

@@ -1,6 +1,6 @@
 """What flows through the corridor: Turn → Example → Row. (A Batch holds tensors: `engine.batch`.)
 
-    raw rows ─format─► Example ─split─► ─augment─► ─template + tokenizer─► Row ─pack─► Batch
+raw rows ─format─► Example ─split─► ─augment─► ─template + tokenizer─► Row ─pack─► Batch
 """
 
 from __future__ import annotations

@@ -32,9 +32,13 @@ def finish(recipe: Recipe, adapted: Any, data: Data, state: Any, run: RunDir, em
     emit("stage", name="report")
     write(run)
     run.write_status(
-        "finished", step=state.step, exit_code=1 if health == "fail" else 0, reason=state.reason,
-        artefact=truth, supervised_tokens=getattr(state, "supervised_tokens", None),
-    )  # fmt: skip
+        "finished",
+        step=state.step,
+        exit_code=1 if health == "fail" else 0,
+        reason=state.reason,
+        artefact=truth,
+        supervised_tokens=getattr(state, "supervised_tokens", None),
+    )
     return health
 
 
@@ -49,9 +53,15 @@ def measure(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter
 
     split = evaluation_split(data)
     found = evaluate(
-        adapted, data.rows[split], data.examples[split], adapted.task.name, recipe.evaluate,
-        labels=data.labels, seed=recipe.seed, emit=emit,
-    )  # fmt: skip
+        adapted,
+        data.rows[split],
+        data.examples[split],
+        adapted.task.name,
+        recipe.evaluate,
+        labels=data.labels,
+        seed=recipe.seed,
+        emit=emit,
+    )
     metrics = {**found.as_json(), "split": split}
     atomic.write_json(run.metrics, metrics)
     write_lines(run.samples, found.samples)
@@ -107,8 +117,9 @@ def artefact_truth(adapted: Any, run: RunDir, data: Data) -> dict[str, float]:
     if not difference <= tolerance:
         raise GateFailed(
             f"the saved adapter is not the trained model (largest difference {difference:.2g})",
-            where=str(run.adapter), remedy="this is a fault of luthier; keep the run directory and report it",
-        )  # fmt: skip
+            where=str(run.adapter),
+            remedy="this is a fault of luthier; keep the run directory and report it",
+        )
     return {"reload_difference": difference, "effect_on_base": effect}
 
 

@@ -26,9 +26,7 @@ def reload(run_dir: str | Path, data: str | None = None) -> tuple[RunDir, Recipe
     task = TASKS.parse(recipe.task)
     wanted = recipe if data is None else with_test_file(recipe, data)
     loaded, splits = prepare.read(wanted, task)
-    rows = prepare.encode(
-        wanted, loaded, splits, task, adapted.base, adapted.labels, adapted.problem, cache=run.cache
-    )
+    rows = prepare.encode(wanted, loaded, splits, task, adapted.base, adapted.labels, adapted.problem, cache=run.cache)
     return run, recipe, adapted, rows
 
 
@@ -53,9 +51,15 @@ def evaluate(
     if data is None and split is None:
         return finish.measure(recipe, adapted, rows, run, emit)
     found = measure(
-        adapted, rows.rows[chosen], rows.examples[chosen], adapted.task.name, recipe.evaluate,
-        labels=adapted.labels, seed=recipe.seed, emit=emit,
-    )  # fmt: skip
+        adapted,
+        rows.rows[chosen],
+        rows.examples[chosen],
+        adapted.task.name,
+        recipe.evaluate,
+        labels=adapted.labels,
+        seed=recipe.seed,
+        emit=emit,
+    )
     return {**found.as_json(), "split": chosen, "data": data}
 
 

@@ -22,9 +22,15 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
 
     settings = recipe.train
     adapted = attach(
-        base, recipe.method, task, data.template, seed=recipe.seed,
-        labels=data.labels, problem=data.problem, max_length=recipe.data.max_length,
-    )  # fmt: skip
+        base,
+        recipe.method,
+        task,
+        data.template,
+        seed=recipe.seed,
+        labels=data.labels,
+        problem=data.problem,
+        max_length=recipe.data.max_length,
+    )
     options: dict[str, Any] = {}
     if settings.label_smoothing:
         options["label_smoothing"] = settings.label_smoothing
@@ -36,8 +42,14 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
     adapted.layout = "padded" if settings.engine == "plain" else _choose_layout(adapted, data, emit)
     trained = sum(weight.numel() for weight in adapted.parameters_by_name().values())
     total = sum(weight.numel() for weight in base.model.parameters())
-    emit("start", trainable=trained, total=total, share=trained / max(1, total), layout=adapted.layout,
-         rows={name: len(rows) for name, rows in data.rows.items()})  # fmt: skip
+    emit(
+        "start",
+        trainable=trained,
+        total=total,
+        share=trained / max(1, total),
+        layout=adapted.layout,
+        rows={name: len(rows) for name, rows in data.rows.items()},
+    )
     return adapted
 
 
@@ -57,9 +69,13 @@ def batches(recipe: Recipe, rows: Any) -> Any:
     if tokens is None and settings.batch_size is None:
         tokens = DEFAULT_BATCH_TOKENS
     return BatchPlan(
-        rows, batch_tokens=tokens, batch_size=settings.batch_size, accumulate=settings.accumulate,
-        micro_tokens=settings.micro_tokens, seed=recipe.seed,
-    )  # fmt: skip
+        rows,
+        batch_tokens=tokens,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        micro_tokens=settings.micro_tokens,
+        seed=recipe.seed,
+    )
 
 
 def total_steps(recipe: Recipe, plan: Any) -> int:
@@ -83,10 +99,12 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
     emit.listeners.append(_heartbeat(run, steps))
     rows_log = JsonLines(run.rows)
     checkpoints = Checkpoints(
-        run.checkpoints, keep=recipe.train.keep_checkpoints, max_disk=recipe.train.max_disk,
+        run.checkpoints,
+        keep=recipe.train.keep_checkpoints,
+        max_disk=recipe.train.max_disk,
         fingerprints={"recipe": recipe.fingerprint(), "base": adapted.base.fingerprint, "data": data.sources},
         logs={"events": log, "rows": rows_log},
-    )  # fmt: skip
+    )
 
     def validate() -> Mapping[str, float]:
         adapted.eval()
@@ -95,10 +113,19 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
 
     try:
         return loop.fit(
-            adapted, plan, adapted.loss, settings=recipe.train, lr=learning_rate(recipe, adapted), total_steps=steps,
-            checkpoints=checkpoints, validate=validate, emit=emit, resume=True, seed=recipe.seed,
+            adapted,
+            plan,
+            adapted.loss,
+            settings=recipe.train,
+            lr=learning_rate(recipe, adapted),
+            total_steps=steps,
+            checkpoints=checkpoints,
+            validate=validate,
+            emit=emit,
+            resume=True,
+            seed=recipe.seed,
             on_rows=lambda record: rows_log({"kind": "rows", **record}),
-        )  # fmt: skip
+        )
     finally:
         rows_log.close()
 

@@ -24,7 +24,9 @@ def choose(recipe: Recipe, run_dir: str | Path | None, root: Path | None = None)
     if run_dir is not None:
         path = Path(run_dir)
         if path.is_dir() and any(path.iterdir()) and not RunDir(path).resolved.is_file():
-            raise RecipeError(f"{path} is not empty and no run of luthier", where="--run-dir", remedy="name a new folder")
+            raise RecipeError(
+                f"{path} is not empty and no run of luthier", where="--run-dir", remedy="name a new folder"
+            )
         return RunDir(path)
     root = root or Path("runs")
     key = recipe.fingerprint()[:8]

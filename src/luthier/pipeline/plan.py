@@ -27,15 +27,20 @@ def full_check(
     return {
         "data": {**data.manifest, "rows": {name: len(rows) for name, rows in data.rows.items()}},
         "model": {
-            "path": str(base.path), "kind": base.kind, "parameters": total, "trainable": trained,
-            "share": trained / max(1, total), "formula": member.formula(base),
+            "path": str(base.path),
+            "kind": base.kind,
+            "parameters": total,
+            "trainable": trained,
+            "share": trained / max(1, total),
+            "formula": member.formula(base),
             "by_weight": {name: weight.numel() for name, weight in weights.items()},
             "fingerprint": base.fingerprint,
         },
         "plan": {
-            "steps": learn.total_steps(recipe, plan), "learning_rate": learn.learning_rate(recipe, adapted),
+            "steps": learn.total_steps(recipe, plan),
+            "learning_rate": learn.learning_rate(recipe, adapted),
             "trained_tokens": sum(row.trained_tokens for row in data.rows["train"]),
         },
         "warnings": [{"what": w.what, "where": w.where, "remedy": w.remedy} for w in data.inspection.warnings],
         "preview": data.inspection.preview,
-    }  # fmt: skip
+    }

@@ -57,11 +57,18 @@ def label_names(examples: Sequence[Example], task: Any) -> tuple[tuple[str, ...]
 
 
 def encode(
-    recipe: Recipe, loaded: Any, splits: Any, task: Any, base: Any, labels: tuple[str, ...], problem: str,
+    recipe: Recipe,
+    loaded: Any,
+    splits: Any,
+    task: Any,
+    base: Any,
+    labels: tuple[str, ...],
+    problem: str,
     cache: Path | None,
-) -> Data:  # fmt: skip
+) -> Data:
     """Augment the training rows, render, tokenise, inspect. Fatal findings are raised together."""
-    from luthier.data import augmenting, encode as encoding, inspect, templates
+    from luthier.data import augmenting, inspect, templates
+    from luthier.data import encode as encoding
 
     template = templates.choose(recipe.data.template, base.tokenizer, task.name)
     training, augmented = splits.train, None
@@ -71,11 +78,17 @@ def encode(
     examples = {"train": training, "validation": splits.validation, "test": splits.test}
     rows = {
         name: encoding.encode(
-            part, template, base.tokenizer, recipe.data, task.name,
-            labels=labels or None, stop_id=base.stop_ids[0], cache=cache if recipe.data.cache else None,
+            part,
+            template,
+            base.tokenizer,
+            recipe.data,
+            task.name,
+            labels=labels or None,
+            stop_id=base.stop_ids[0],
+            cache=cache if recipe.data.cache else None,
         )
         for name, part in examples.items()
-    }  # fmt: skip
+    }
     inspection = inspect.inspect(loaded, splits, rows, base.tokenizer, template, recipe.data)
     manifest = dict(inspection.manifest)
     if augmented is not None:
@@ -91,7 +104,9 @@ def _refuse_empty(rows: Mapping[str, Sequence[Row]], problems: Sequence[Problem]
         found.append(Problem("no training row is left", "data.train", "see what was dropped with `luthier check`"))
     if not len(rows["validation"]):
         found.append(
-            Problem("the validation set has no rows", "data.split.validation", "raise the share, or give data.validation")
+            Problem(
+                "the validation set has no rows", "data.split.validation", "raise the share, or give data.validation"
+            )
         )
     if found:
         raise DataError("the data must not be trained on", problems=found)

@@ -76,8 +76,11 @@ def run(
         finally:
             log.close()
     if verdict == "fail":
-        raise GateFailed("the run finished, but a health diagnosis failed", where=str(place_of_run.path),
-                         remedy=f"luthier health {place_of_run.path}")  # fmt: skip
+        raise GateFailed(
+            "the run finished, but a health diagnosis failed",
+            where=str(place_of_run.path),
+            remedy=f"luthier health {place_of_run.path}",
+        )
     return Run(place_of_run)
 
 
@@ -135,8 +138,11 @@ def check(recipe: Recipe, quick: bool = False) -> dict[str, Any]:
     try:
         loaded, splits = prepare.read(recipe, task)
         labels, problem = prepare.label_names(splits.train, task)
-        report["data"] = {"rows": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
-                          "labels": list(labels), "split": splits.report}  # fmt: skip
+        report["data"] = {
+            "rows": {name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
+            "labels": list(labels),
+            "split": splits.report,
+        }
         if not quick:
             from luthier.pipeline import plan
 

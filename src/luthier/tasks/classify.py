@@ -32,7 +32,13 @@ class Classify:
         self.params = params or self.Params()
 
     def loss(
-        self, base: Base, batch: Batch, virtual: Virtual | None, layout: str, label_smoothing: float = 0.0, **options: Any
+        self,
+        base: Base,
+        batch: Batch,
+        virtual: Virtual | None,
+        layout: str,
+        label_smoothing: float = 0.0,
+        **options: Any,
     ) -> LossOutput:
         """The sum over rows; `batch.labels` [S] int64 classes, [S] float values or [S, classes] 0/1."""
         import torch

@@ -22,6 +22,8 @@ def token_loss(
     rows = batch.segment_of_token().to(losses.device)
     counted = (batch.targets != IGNORE).to(losses.dtype)
     size = len(batch.row_ids)
-    row_losses = torch.zeros(size, dtype=torch.float32, device=losses.device).index_add_(0, rows, losses.detach().float())
+    row_losses = torch.zeros(size, dtype=torch.float32, device=losses.device).index_add_(
+        0, rows, losses.detach().float()
+    )
     row_counts = torch.zeros(size, dtype=torch.float32, device=losses.device).index_add_(0, rows, counted.float())
     return LossOutput(losses.sum(), batch.supervised, row_losses, row_counts)
