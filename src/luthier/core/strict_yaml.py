@@ -17,7 +17,7 @@ from luthier.core.errors import RecipeError
 
 MAX_BYTES, MAX_DEPTH = 1 << 20, 24
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9_]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 
 
 @dataclass
@@ -127,7 +127,8 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 def _represent_float(dumper: yaml.SafeDumper, number: float) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(number))
+    mantissa, exponent, power = repr(number).partition("e")  # PyYAML would tag 1e-05, but not 1.0e-05
+    return dumper.represent_scalar("tag:yaml.org,2002:float", f"{float(mantissa)!r}{exponent}{power}")
 
 
 _Dumper.add_representer(str, _represent_text)
