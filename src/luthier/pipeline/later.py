@@ -83,3 +83,13 @@ def forget_cache(run: RunDir) -> None:
 
     shutil.rmtree(run.cache, ignore_errors=True)
     atomic.fsync_folder(run.path)
+
+
+def export(run_dir: str | Path, target: str | Path, kind: Any, dtype: str = "float32") -> dict[str, Any]:
+    """Write an artefact of a run with its parity certificate, which is returned."""
+    from luthier.export.run import export as write
+
+    run, recipe, adapted, rows = reload(run_dir)
+    facts = {name: run.read(getattr(run, name)) for name in ("metrics", "health", "manifest")}
+    held_out = rows.rows[finish.evaluation_split(rows)]
+    return write(adapted, held_out, Path(target), kind, dtype, {**facts, "recipe": recipe.model_dump(mode="json")})
