@@ -205,29 +205,47 @@ def load(
     `base` names the base model (needed for folders without luthier.json); other keywords are `model:`
     settings. ModelError when the base is not the one that the adapter was trained on.
     """
-    folder = source.adapter if isinstance(source, RunDir) else Path(source)
-    if (folder / "adapter").is_dir():
-        folder = folder / "adapter"
-    card = _read_card(folder)
+    folder = adapter_folder(source)
+    card = read_card(folder)
     path = base or (card.get("base") or {}).get("path")
     if not path:
         raise ModelError(f"{folder} does not say its base model", where=str(folder), remedy="give base=… (--base)")
     task = TASKS.parse(card.get("task", "instruct"))
-    labels = tuple(card.get("labels", ()))
     loaded = load_base(
         ModelSettings(path=path, **model),
         task=task.name,
-        labels=labels or None,
+        labels=tuple(card.get("labels", ())) or None,
         problem=card.get("problem", "single"),
         context=card.get("context") or None,
     )
-    _refuse_other_base(card, loaded, folder)
-    attached, spec = _reload(card, folder, loaded, trainable)
-    template = TEMPLATES.parse(card["template"]) if "template" in card else _default_template(loaded, task)
+    return load_onto(folder, loaded, trainable=trainable)
+
+
+def load_onto(source: str | Path | RunDir, base: Base, *, trainable: bool = False) -> AdaptedModel:
+    """Put a saved adapter on a base that is already in memory (and must be the right one)."""
+    folder = adapter_folder(source)
+    card = read_card(folder)
+    _refuse_other_base(card, base, folder)
+    task = TASKS.parse(card.get("task", "instruct"))
+    attached, spec = _reload(card, folder, base, trainable)
+    template = TEMPLATES.parse(card["template"]) if "template" in card else _default_template(base, task)
     adapted = AdaptedModel(
-        loaded, attached, template, task, spec, labels, card.get("problem", "single"), card.get("max_length", 512)
+        base,
+        attached,
+        template,
+        task,
+        spec,
+        tuple(card.get("labels", ())),
+        card.get("problem", "single"),
+        card.get("max_length", 512),
     )
     return adapted.eval()
+
+
+def adapter_folder(source: str | Path | RunDir) -> Path:
+    """The folder with the weights: of a run directory its `adapter/`."""
+    folder = source.adapter if isinstance(source, RunDir) else Path(source)
+    return folder / "adapter" if (folder / "adapter").is_dir() else folder
 
 
 def _default_template(base: Base, task: Any) -> Any:
@@ -236,7 +254,8 @@ def _default_template(base: Base, task: Any) -> Any:
     return choose("auto", base.tokenizer, task.name)
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
+def read_card(folder: Path) -> dict[str, Any]:
+    """luthier.json of an adapter folder, empty where another tool wrote it."""
     if not folder.is_dir():
         raise ModelError(f"no adapter at {folder}", where=str(folder), remedy="name a run directory or adapter folder")
     file = folder / CARD

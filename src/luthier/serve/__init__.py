@@ -1,0 +1,1 @@
+"""Many adapters of many kinds on one base, behind an OpenAI-compatible API."""

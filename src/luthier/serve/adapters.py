@@ -1,0 +1,133 @@
+"""Adapters in memory: each on a module tree of its own over the base's tensors, none ever written into the base.
+
+`share` copies modules, not parameters, so ten adapters of ten kinds cost ten trees of Python objects and one set
+of weights. Plain LoRA is told apart because many of them can share one forward (`serve.lora`).
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.adapted import AdaptedModel, load_onto
+from luthier.core.errors import ModelError
+from luthier.engine.batch import from_rows
+from luthier.core.types import IGNORE, Row
+from luthier.models import anatomy
+from luthier.models.base import Base
+from luthier.serve import attention
+
+_VERSIONS = itertools.count(1)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraPart:
+    """One linear layer of a LoRA: y += scale · (x Aᵀ) Bᵀ. A [r, in], B [out, r]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A model name: immutable, held by its requests, so that a reload never changes a running answer."""
+
+    name: str
+    adapted: AdaptedModel | None
+    base: Base
+    version: int = field(default_factory=lambda: next(_VERSIONS))
+    lora: dict[str, LoraPart] | None = None
+    """Set when the adapter is nothing but LoRA on linear layers; then it shares the base's forward."""
+    source: str = ""
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions of the window that the adapter takes."""
+        return 0 if self.adapted is None else self.adapted.attached.virtual_tokens
+
+    def virtual(self, prompt: list[int]) -> Any:
+        """Virtual keys/values or embeddings for this prompt, None where the method has none."""
+        if self.adapted is None or not self.virtual_tokens:
+            return None
+        ids = torch.tensor(prompt).numpy()
+        row = Row("prompt", ids, torch.full((len(prompt),), IGNORE).numpy())
+        with torch.no_grad():
+            return self.adapted.virtual(from_rows([row]).to(self.adapted.device))
+
+
+def share(base: Base, implementation: str = attention.NAME) -> Base:
+    """The same tensors under new modules, with the slot attention."""
+    attention.register()
+    memo = {id(tensor): tensor for tensor in itertools.chain(base.model.parameters(), base.model.buffers())}
+    model = copy.deepcopy(base.model, memo)
+    model.eval().requires_grad_(False)
+    model.set_attn_implementation(implementation)
+    return replace(base, model=model, anatomy=anatomy.of(model))
+
+
+def open_adapter(name: str, folder: str | Path, base: Base) -> Served:
+    """Load an adapter onto a tree of its own. ModelError when it is not for this base or does nothing."""
+    own = share(base)
+    adapted = load_onto(folder, own)
+    if own.context != base.context:
+        raise ModelError(f"{name} was trained with another window plan than the served base", where=str(folder))
+    served = Served(name, adapted, own, lora=_plain_lora(adapted), source=str(folder))
+    _refuse_without_effect(served)
+    return served
+
+
+def _refuse_without_effect(served: Served) -> None:
+    """An adapter that leaves the base as it is was not applied: prefix and PEFT mixtures fail that way silently."""
+    adapted = served.adapted
+    assert adapted is not None
+    ids = list(range(3, 11))
+    row = Row("probe", torch.tensor(ids).numpy(), torch.tensor(ids).numpy())
+    batch = from_rows([row])
+    before = adapted.base.model.config._attn_implementation
+    adapted.base.model.set_attn_implementation("sdpa")
+    try:
+        with torch.no_grad():
+            tuned = adapted.hidden(batch).float()
+            with adapted.off():
+                plain = adapted.hidden(batch).float()
+    finally:
+        adapted.base.model.set_attn_implementation(before)
+    if torch.equal(tuned, plain) and not adapted.task.has_head:
+        raise ModelError(f"the adapter {served.name!r} changes nothing", where=served.source, remedy="luthier health")
+
+
+def _plain_lora(adapted: AdaptedModel) -> dict[str, LoraPart] | None:
+    """module name → LoRA factors where every change is plain LoRA on a plain linear layer, else None."""
+    from peft.tuners.lora import Linear as LoraLinear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if adapted.attached.virtual_tokens or adapted.task.has_head:
+        return None
+    parts: dict[str, LoraPart] = {}
+    counted = 0
+    for name, module in adapted.base.model.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        active = [key for key in module.active_adapters if key in getattr(module, "lora_A", {})]
+        plain = (
+            type(module) is LoraLinear
+            and len(active) == 1
+            and type(module.get_base_layer()) is nn.Linear
+            and not module.lora_variant
+            and not any(module.lora_bias.values())
+        )
+        if not plain:
+            return None
+        key = active[0]
+        a, b = module.lora_A[key].weight, module.lora_B[key].weight
+        parts[name] = LoraPart(a, b, float(module.scaling[key]))
+        counted += a.numel() + b.numel()
+    declared = sum(weight.numel() for weight in adapted.attached.parameters().values())
+    return parts if parts and declared in (0, counted) else None

@@ -1,0 +1,232 @@
+"""The slot engine: one flat forward a step for the base and all LoRAs, one for every other adapter in use.
+
+Each step takes one token of every decoding request and then prompt chunks up to a budget. A request holds its
+adapter object, so loading and unloading never change a running answer. All state belongs to the thread that
+calls `step`; other threads only set `cancelled` and append to the inbox.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.core.errors import ModelError
+from luthier.models.base import Base
+from luthier.serve import attention
+from luthier.serve.adapters import Served, share
+from luthier.serve.attention import Pool, Span, Step
+from luthier.serve.lora import LoraLanes
+from luthier.serve.request import Finish, Request, Token
+from luthier.serve.sampling import choose
+
+
+@dataclass
+class Counters:
+    """What /metrics tells."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class _Work:
+    """One request's part of a step: which rows of which ids."""
+
+    request: Request
+    rows: int
+    last: bool
+    """Whether the prompt ends with these rows, so that a token is chosen."""
+
+
+class Engine:
+    """Slots, pool, and the step."""
+
+    def __init__(self, base: Base, slots: int = 16, budget: int = 256):
+        if base.kind != "decoder":
+            raise ModelError("only decoder models generate; classification runs are served by /v1/classify")
+        self.base = share(base)
+        self.budget = budget
+        self.counters = Counters()
+        self.inbox: deque[Request] = deque()
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.free = list(range(slots))[::-1]
+        facts = self.base.anatomy
+        weight = next(self.base.model.parameters())
+        self.pool = Pool(len(facts.layers), slots, facts.num_kv_heads, facts.head_dim, weight.dtype, weight.device)
+        self.lanes = LoraLanes(self.base.model)
+        self.plain = Served("base", None, self.base)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do."""
+        return not (self.inbox or self.waiting or self.running)
+
+    def submit(self, request: Request) -> None:
+        """Thread-safe: the request is picked up by the next step."""
+        self.inbox.append(request)
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Admit, forward once, deliver. False when there was nothing to do."""
+        self._admit()
+        works = self._plan()
+        if not works:
+            return False
+        self.counters.steps += 1
+        for lane in _lanes(works):
+            try:
+                self._forward(lane)
+            except Exception as error:  # a failed forward fails its own requests; the thread lives on
+                for work in lane:
+                    self._finish(work.request, "error", error=f"{type(error).__name__}: {error}")
+            finally:
+                attention.end()
+        return True
+
+    def _admit(self) -> None:
+        while self.inbox:
+            self.waiting.append(self.inbox.popleft())
+        now = time.monotonic()
+        for request in [*self.running, *self.waiting]:
+            late = request.deadline is not None and now > request.deadline
+            if request.cancelled or late:
+                self._finish(request, "cancelled", error="deadline exceeded" if late else "")
+        while self.waiting and self.free:
+            request = self.waiting.popleft()
+            try:
+                self._place(request)
+            except Exception as error:
+                self._finish(request, "error", error=f"{type(error).__name__}: {error}")
+
+    def _place(self, request: Request) -> None:
+        request.virtual = request.served.virtual(request.prompt)
+        request.slot = self.free.pop()
+        self.running.append(request)
+        prefix = getattr(request.virtual, "prefix", None)
+        if prefix is None:
+            return
+        rows = prefix[0][0].shape[-3]
+        self.pool.reserve(rows)
+        for layer, (key, value) in enumerate(prefix):
+            for store, part in ((self.pool.keys, key), (self.pool.values, value)):
+                entries = part.reshape(-1, *part.shape[-2:])[:rows]  # [P, kv_heads, head_dim]
+                store[layer][request.slot, :, :rows] = entries.transpose(0, 1)
+        request.cached = rows
+
+    def _plan(self) -> list[_Work]:
+        works = [_Work(request, 1, True) for request in self.running if not request.rows_to_feed]
+        left = max(0, self.budget - len(works))
+        for request in self.running:
+            if request.rows_to_feed and left > 0:
+                rows = min(left, request.rows_to_feed)
+                works.append(_Work(request, rows, rows == request.rows_to_feed))
+                left -= rows
+        return works
+
+    def _forward(self, works: list[_Work]) -> None:
+        """One flat row [1, T] through the tree of this lane."""
+        works.sort(key=lambda work: work.rows > 1)
+        served = works[0].request.served
+        shared = served.lora is not None or served.adapted is None
+        tree = self.base if shared else served.base
+        spans = [Span(work.request.slot, work.request.cached, work.rows) for work in works]
+        self.pool.reserve(max(span.cached + span.rows for span in spans))
+        if shared:
+            self.lanes.using([work.request.served for work in works for _ in range(work.rows)])
+        attention.begin(Step.of(self.pool, spans))
+        positions = [place for span in spans for place in range(span.cached, span.cached + span.rows)]
+        hidden = tree.anatomy.backbone(
+            inputs_embeds=self._embeddings(tree, works),
+            position_ids=torch.tensor([positions], device=self.pool.device),
+            attention_mask=None,
+            use_cache=False,
+        ).last_hidden_state[0]
+        self._deliver(tree, works, hidden, shared)
+
+    def _embeddings(self, tree: Base, works: Sequence[_Work]) -> Tensor:
+        table = tree.model.get_input_embeddings()
+        parts = []
+        for work in works:
+            request = work.request
+            if not request.rows_to_feed:
+                parts.append(table(torch.tensor([request.made[-1]], device=self.pool.device)))
+                continue
+            start, stop, head = request.fed, request.fed + work.rows, request.prefix_rows
+            if start < head:
+                rows = request.virtual.prompt.reshape(-1, request.virtual.prompt.shape[-1])
+                parts.append(rows[start : min(stop, head)].to(table.weight.dtype))
+            if stop > head:
+                ids = request.prompt[max(0, start - head) : stop - head]
+                parts.append(table(torch.tensor(ids, device=self.pool.device)))
+        return torch.cat(parts)[None]
+
+    def _deliver(self, tree: Base, works: Sequence[_Work], hidden: Tensor, shared: bool) -> None:
+        from luthier.models import forward
+
+        ends, row = [], 0
+        for work in works:
+            request = work.request
+            decoding = not request.rows_to_feed
+            request.cached += work.rows
+            request.fed += 0 if decoding else work.rows
+            self.counters.prompt_tokens += 0 if decoding else work.rows
+            row += work.rows
+            if work.last:
+                ends.append((request, row - 1))
+        if not ends:
+            return
+        if shared:
+            self.lanes.using([request.served for request, _ in ends])
+        logits = forward.logits(tree, hidden[[place for _, place in ends]])
+        requests = [request for request, _ in ends]
+        for request, token in zip(requests, choose(logits.float(), requests), strict=True):
+            self._take(request, token)
+
+    def _take(self, request: Request, token: Token) -> None:
+        if token.id is None:
+            self._finish(request, "error", error=token.error)
+            return
+        request.made.append(token.id)
+        self.counters.new_tokens += 1
+        finish: Finish | None = None
+        if token.id in request.stop_ids:
+            finish = "stop"
+        elif len(request.made) >= request.sampling.max_new_tokens:
+            finish = "length"
+        request.deliver(Token(token.id, finish, token.logprob, token.alternatives))
+        if finish:
+            self._release(request, finish)
+
+    def _finish(self, request: Request, finish: Finish, error: str = "") -> None:
+        request.deliver(Token(None, finish, error=error))
+        self._release(request, finish)
+
+    def _release(self, request: Request, finish: Finish) -> None:
+        request.finish = finish
+        self.counters.finished[finish] = self.counters.finished.get(finish, 0) + 1
+        if request in self.running:
+            self.running.remove(request)
+        if request in self.waiting:
+            self.waiting.remove(request)
+        if request.slot >= 0:
+            self.free.append(request.slot)
+            request.slot = -1
+
+
+def _lanes(works: Sequence[_Work]) -> list[list[_Work]]:
+    """The base and plain LoRAs together; every other adapter by itself, since it has a tree of its own."""
+    lanes: dict[Any, list[_Work]] = {}
+    for work in works:
+        served = work.request.served
+        shared = served.lora is not None or served.adapted is None
+        lanes.setdefault(0 if shared else served.version, []).append(work)
+    return list(lanes.values())
