@@ -29,5 +29,7 @@ class Base:
     stop_ids: tuple[int, ...]
     """Tokens that end an answer; the first one is trained."""
     pad_id: int
+    head: tuple[str, ...] = ()
+    """Modules that no checkpoint had (a classification head, a missing pooler): every method trains them fully."""
     context: dict[str, Any] = field(default_factory=dict)
     """The plan of a window extension, empty for the model's own window."""
