@@ -106,3 +106,25 @@ def padded(batch: Batch, pad_id: int, side: str = "right") -> Padded:
 
     mask = scatter(torch.ones_like(batch.input_ids), 0)
     return Padded(scatter(batch.input_ids, pad_id), mask, scatter(batch.position_ids, 0), flat)
+
+
+def split_rows(batch: Batch, parts: int) -> list[Batch]:
+    """The batch cut into at most `parts` batches of whole rows, in order; itself for 1."""
+    count = len(batch.row_ids)
+    if parts <= 1 or count <= 1:
+        return [batch]
+    edges = sorted({round(index * count / parts) for index in range(parts + 1)})
+    return [_rows_between(batch, start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+def _rows_between(batch: Batch, start: int, stop: int) -> Batch:
+    first, last = int(batch.bounds[start]), int(batch.bounds[stop])
+    return Batch(
+        batch.input_ids[first:last],
+        batch.position_ids[first:last],
+        batch.targets[first:last],
+        batch.bounds[start : stop + 1] - first,
+        batch.row_ids[start:stop],
+        None if batch.labels is None else batch.labels[start:stop],
+        None if batch.tasks is None else batch.tasks[start:stop],
+    )

@@ -1,0 +1,196 @@
+"""Generation for samples and evaluation: batched, sorted by length, with a cache, stops by row, seeded by row.
+
+Greedy output is token-identical to one prompt at a time. Prompts are left-padded with explicit positions, and
+virtual tokens stand directly before each row's own tokens, which is where PEFT goes wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from luthier.core.seeding import derive
+from luthier.core.types import IGNORE, Row
+from luthier.engine.batch import Batch, from_rows
+from luthier.models import forward
+from luthier.models.base import Base
+
+GREEDY_BELOW = 1e-5
+ROWS_AT_ONCE = 32
+
+
+class Answers(Protocol):
+    """What generation needs of an adapted model."""
+
+    base: Base
+
+    def virtual(self, batch: Batch) -> forward.Virtual | None:
+        """Virtual tokens of a batch of prompts."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """New tokens, the stop token included, and why it ended."""
+
+    ids: list[int]
+    finish: Literal["stop", "length"]
+
+
+def generate(
+    adapted: Answers,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+) -> list[Generation]:
+    """One Generation a prompt, in the order given. Prompts that leave no room give an empty one."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    results: dict[int, Generation] = {}
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        part = order[start : start + ROWS_AT_ONCE]
+        sampler = Sampler(temperature, top_p, top_k, [derive(seed, "decode", index) for index in part])
+        made = _batch(adapted, [prompts[index] for index in part], max_new_tokens, frozenset(stop_ids), sampler)
+        results.update(zip(part, made, strict=True))
+    return [results[index] for index in range(len(prompts))]
+
+
+def text_of(tokenizer: Any, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
+    """The text of new tokens, cut by ids: decoding them alone loses the first space of sentencepiece tokenizers."""
+    context = list(prompt_ids[-8:])
+    before = tokenizer.decode(context, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    both = tokenizer.decode([*context, *new_ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if both.startswith(before):
+        return str(both[len(before) :])
+    return str(tokenizer.decode(list(new_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+class Sampler:
+    """Greedy, or temperature / top-k / top-p with one generator a row."""
+
+    def __init__(self, temperature: float, top_p: float, top_k: int, seeds: Sequence[int]):
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """[R] tokens from [R, vocabulary]."""
+        if self.temperature < GREEDY_BELOW:
+            return logits.argmax(dim=-1)
+        drawn = [self._draw(row, source) for row, source in zip(logits, self.generators, strict=True)]
+        return torch.tensor(drawn, device=logits.device)
+
+    def _draw(self, row: Tensor, source: torch.Generator) -> int:
+        scaled = row.double().cpu() / self.temperature
+        if self.top_k:
+            scaled[scaled < torch.topk(scaled, min(self.top_k, len(scaled))).values[-1]] = -torch.inf
+        shares = torch.softmax(scaled, dim=-1)
+        if self.top_p < 1:
+            ordered, places = shares.sort(descending=True, stable=True)
+            outside = ordered.cumsum(0) - ordered >= self.top_p
+            outside[0] = False
+            shares[places[outside]] = 0.0
+        return int(torch.multinomial(shares, 1, generator=source))
+
+
+@torch.no_grad()
+def _batch(
+    adapted: Answers, prompts: Sequence[Sequence[int]], limit: int, stops: frozenset[int], sampler: Sampler
+) -> list[Generation]:
+    base = adapted.base
+    device = next(base.model.parameters()).device
+    batch = from_rows([_row(prompt) for prompt in prompts]).to(device)
+    virtual = adapted.virtual(batch)
+    extra = 0 if virtual is None else virtual.length
+    room = base.anatomy.window - extra - max(map(len, prompts))
+    limit = max(0, min(limit, room))
+    made: list[list[int]] = [[] for _ in prompts]
+    if limit == 0:
+        return [Generation([], "length") for _ in prompts]
+    state = _prefill(base, batch, virtual)
+    open_rows = torch.ones(len(prompts), dtype=torch.bool)
+    for step in range(limit):
+        tokens = sampler(forward.logits(base, state.last).float())
+        for index, token in enumerate(tokens.tolist()):
+            if open_rows[index]:
+                made[index].append(token)
+                open_rows[index] = token not in stops
+        if not bool(open_rows.any()) or step + 1 == limit:
+            break
+        _advance(base, state, tokens)
+    return [Generation(ids, "stop" if ids and ids[-1] in stops else "length") for ids in made]
+
+
+def _row(prompt: Sequence[int]) -> Row:
+    ids = torch.tensor(list(prompt)).numpy()
+    return Row("prompt", ids, torch.full((len(ids),), IGNORE).numpy())
+
+
+@dataclass
+class _State:
+    """The cache and what the next step needs."""
+
+    last: Tensor  # [R, hidden]
+    mask: Tensor  # [R, entries]
+    positions: Tensor  # [R] next position
+    cache: Any
+
+
+def _prefill(base: Base, batch: Batch, virtual: forward.Virtual | None) -> _State:
+    """All prompts at once, left-padded; virtual entries are put between the padding and the row's own tokens."""
+    from transformers import DynamicCache
+
+    lengths = batch.bounds[1:] - batch.bounds[:-1]
+    count, width = len(lengths), int(lengths.max())
+    extra = 0 if virtual is None else virtual.length
+    device = batch.input_ids.device
+    places = torch.arange(width, device=device)[None] - (width - lengths.to(device))[:, None]
+    inside = places >= 0
+    ids = torch.full((count, width), base.pad_id, device=device)
+    ids[inside] = batch.input_ids
+    positions = places.clamp(min=0) + extra
+    mask = inside.long()
+    options: dict[str, Any] = {"input_ids": ids}
+    cache = DynamicCache()
+    if virtual is not None and virtual.prompt is not None:
+        embeds = _splice(base.model.get_input_embeddings()(ids), virtual, width - lengths.to(device))
+        options = {"inputs_embeds": embeds}
+        places = torch.arange(width + extra, device=device)[None] - (width - lengths.to(device))[:, None]
+        positions, mask = places.clamp(min=0), (places >= 0).long()
+    elif virtual is not None and virtual.prefix is not None:
+        cache = forward.cache_of(virtual, count, next(base.model.parameters()).dtype)
+        mask = torch.cat([torch.ones(count, extra, dtype=torch.int64, device=device), mask], dim=1)
+    out = base.anatomy.backbone(
+        attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
+    )
+    return _State(out.last_hidden_state[:, -1], mask, lengths.to(device) + extra, out.past_key_values)
+
+
+def _splice(words: Tensor, virtual: forward.Virtual, pads: Tensor) -> Tensor:
+    """[pad][P][text] embeddings from [pad][text]."""
+    prompt = virtual.prompt
+    assert prompt is not None
+    rows = prompt if prompt.dim() == 3 else prompt.expand(len(words), *prompt.shape)
+    parts = [
+        torch.cat([words[i, :pad], rows[i].to(words.dtype), words[i, pad:]]) for i, pad in enumerate(pads.tolist())
+    ]
+    return torch.stack(parts)
+
+
+def _advance(base: Base, state: _State, tokens: Tensor) -> None:
+    state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
+    out = base.anatomy.backbone(
+        input_ids=tokens[:, None],
+        attention_mask=state.mask,
+        position_ids=state.positions[:, None],
+        past_key_values=state.cache,
+        use_cache=True,
+    )
+    state.last, state.cache = out.last_hidden_state[:, -1], out.past_key_values
+    state.positions = state.positions + 1
