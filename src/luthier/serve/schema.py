@@ -1,0 +1,162 @@
+"""Requests as they come over HTTP: validated strictly, refused in OpenAI's error shape, never ignored silently."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MAX_SEED = 2**53
+NOT_SERVED = ("tools", "tool_choice", "functions", "function_call", "audio", "modalities", "best_of", "suffix",
+              "logit_bias", "prediction", "web_search_options")  # fmt: skip
+"""Fields that change the answer and are not implemented: 400, unless they are null or empty."""
+
+
+class ApiError(Exception):
+    """An error in OpenAI's shape."""
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None, kind: str = ""):
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+
+    def body(self) -> dict[str, Any]:
+        """The JSON that goes out."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def _integral(value: Any) -> Any:
+    """Whole floats are integers in JSON; booleans are not numbers."""
+    if isinstance(value, bool):
+        raise ValueError("a number, not a boolean")
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("a finite number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_integral)]
+Real = Annotated[float, BeforeValidator(_number)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name in NOT_SERVED:
+                if values.get(name) not in (None, [], {}, "none"):
+                    raise ValueError(f"{name} is not served")
+        return values
+
+
+class StreamOptions(BaseModel):
+    """`include_usage` adds a last chunk with the token counts."""
+
+    include_usage: bool = False
+
+
+class Part(BaseModel):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(p.text for p in self.content or ())
+
+
+class ResponseFormat(BaseModel):
+    """Only plain text is served."""
+
+    type: Literal["text"]
+
+
+class Sampled(_Body):
+    """What both completion routes share."""
+
+    model: str = Field(min_length=1, max_length=200)
+    temperature: Real = Field(1.0, ge=0, le=2)
+    top_p: Real = Field(1.0, ge=0, le=1)
+    top_k: Whole = Field(0, ge=0, le=1000)
+    n: Whole = Field(1, ge=1, le=16)
+    seed: Whole | None = Field(None, ge=-MAX_SEED, le=MAX_SEED)
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Real = Field(0.0, ge=0, le=0)
+    """Only 0 is served."""
+    presence_penalty: Real = Field(0.0, ge=0, le=0)
+    user: str | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        """Stop strings, at most four."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Sampled:
+        if len(self.stops) > 4 or any(not stop or len(stop) > 200 for stop in self.stops):
+            raise ValueError("stop: at most four texts of 1 to 200 characters")
+        return self
+
+
+class Chat(Sampled):
+    """POST /v1/chat/completions"""
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: Whole = Field(0, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """max_completion_tokens goes over max_tokens."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class Completion(Sampled):
+    """POST /v1/completions"""
+
+    prompt: str | list[str] | list[Annotated[int, Field(strict=True)]] = ""
+    max_tokens: Whole | None = Field(16, ge=1)
+    logprobs: Whole | None = Field(None, ge=0, le=20)
+    echo: Literal[False] = False
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens to make."""
+        return self.max_tokens
+
+
+class Classify(BaseModel):
+    """POST /v1/classify"""
+
+    model: str = Field(min_length=1, max_length=200)
+    input: str | list[str]
+
+
+class AdapterLoad(BaseModel):
+    """POST /v1/adapters: a name, and a folder under one of the roots given at start."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    path: str = Field(min_length=1, max_length=1000)
