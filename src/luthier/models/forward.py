@@ -58,7 +58,7 @@ def hidden(
 
 
 def _set_checkpointing(base: Base, on: bool) -> None:
-    if bool(getattr(base.model, "is_gradient_checkpointing", False)) == on:
+    if bool(getattr(base.model, "is_activation_checkpointing", False)) == on:
         return
     if on:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -67,12 +67,14 @@ def encode(
     cache: Path | None,
 ) -> Data:
     """Augment the training rows, render, tokenise, inspect. Fatal findings are raised together."""
-    from luthier.data import augmenting, inspect, templates
     from luthier.data import encode as encoding
+    from luthier.data import inspect, templates
 
     template = templates.choose(recipe.data.template, base.tokenizer, task.name)
     training, augmented = splits.train, None
     if recipe.augment:
+        from luthier.data import augmenting
+
         augmented = augmenting.augment(splits.train, list(recipe.augment), recipe.seed)
         training = augmented.examples
     examples = {"train": training, "validation": splits.validation, "test": splits.test}
