@@ -1,0 +1,102 @@
+"""Was it worth it? Pure functions from metrics.json to a verdict that a page can put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from luthier.report.collect import number
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "ece", "repetition"})
+ORDER = {
+    "classify": ("f1_macro", "accuracy", "mcc", "spearman", "mse", "loss"),
+    "instruct": ("loss", "rougeL", "exact_match", "token_accuracy"),
+    "language_model": ("loss", "token_accuracy"),
+}
+"""Which metric stands in the headline, by task: the first one that was measured."""
+FEW_ROWS = 30
+"""Below this number of rows a headline says so."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """`answer` is better | worse | unclear | unmeasured."""
+
+    answer: str
+    metric: str | None = None
+    base: float | None = None
+    tuned: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    noise_floor: float | None = None
+    rows: int | None = None
+    few_rows: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """For report.json."""
+        return asdict(self)
+
+
+def main_metric(metrics: Mapping[str, Any], task: str) -> str | None:
+    """The metric of the headline: named by the measurement itself, else the first of the task's order."""
+    base, tuned = metrics.get("base") or {}, metrics.get("tuned") or {}
+    named = metrics.get("primary")
+    for name in (named, *ORDER.get(task, ()), "loss", *tuned):
+        if name and number(base.get(name)) is not None and number(tuned.get(name)) is not None:
+            return str(name)
+    return None
+
+
+def judge(metrics: Mapping[str, Any], task: str) -> Headline:
+    """Better or worse only where the paired 95 % interval leaves out zero and the instrument's noise floor."""
+    name = main_metric(metrics, task)
+    if name is None:
+        return Headline("unmeasured")
+    base, tuned = float(metrics["base"][name]), float(metrics["tuned"][name])
+    difference = (metrics.get("difference") or {}).get(name) or {}
+    low, high = interval(difference)
+    value = number(difference.get("value"))
+    value = tuned - base if value is None else value
+    floor = noise_floor(metrics, name)
+    rows = number(metrics.get("rows"))
+    answer = "unclear"
+    if low is not None and high is not None and (low > floor or high < -floor):
+        answer = "better" if (value < 0) == (name in LOWER_IS_BETTER) else "worse"
+    return Headline(
+        answer,
+        name,
+        base,
+        tuned,
+        value,
+        low,
+        high,
+        number(difference.get("p")),
+        floor or None,
+        int(rows) if rows is not None else None,
+        rows is not None and rows < FEW_ROWS,
+    )
+
+
+def interval(difference: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The two ends of `ci95`, or (None, None)."""
+    ends = difference.get("ci95")
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        return None, None
+    low, high = number(ends[0]), number(ends[1])
+    return (low, high) if low is not None and high is not None else (None, None)
+
+
+def noise_floor(metrics: Mapping[str, Any], name: str) -> float:
+    """How far the base differs from itself when scored twice; 0 where it was not measured."""
+    floor = metrics.get("noise_floor")
+    found = floor.get(name) if isinstance(floor, Mapping) else floor
+    return abs(number(found) or 0.0)
+
+
+def significant(difference: Mapping[str, Any], floor: float = 0.0) -> bool:
+    """Whether the interval leaves out zero and the noise floor."""
+    low, high = interval(difference)
+    return low is not None and high is not None and (low > floor or high < -floor)
