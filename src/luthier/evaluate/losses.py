@@ -57,8 +57,11 @@ def row_losses(adapted: Any, rows: Sequence[Row], batch_tokens: int = 8192) -> R
             continue
         losses, right = forward.token_scores(adapted.base, adapted.hidden(batch), batch.targets)
         segment = batch.segment_of_token().to(losses.device)
-        for name, values in (("total", losses.double()), ("count", (batch.targets != IGNORE).double()),
-                             ("right", right.double())):
+        for name, values in (
+            ("total", losses.double()),
+            ("count", (batch.targets != IGNORE).double()),
+            ("right", right.double()),
+        ):
             sums = torch.zeros(len(where), dtype=torch.float64, device=losses.device).index_add_(0, segment, values)
             getattr(found, name)[where] = sums.cpu().numpy()
     return found
