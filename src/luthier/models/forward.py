@@ -61,9 +61,9 @@ def _set_checkpointing(base: Base, on: bool) -> None:
     if bool(getattr(base.model, "is_activation_checkpointing", False)) == on:
         return
     if on:
-        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
     else:
-        base.model.gradient_checkpointing_disable()
+        base.model.activation_checkpointing_disable()
 
 
 def _padded(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
