@@ -17,7 +17,8 @@ RISE = 0.03
 FLOOR = 0.01
 """Smallest absolute rise in nats that counts, whatever the relative one: tiny losses wobble."""
 STILL_FALLING = 0.05
-"""Relative fall over the last third of the validation curve above which the training ended too early."""
+"""Fall over the last third of the validation curve, as a share of the loss and of all that was gained, above
+which the training ended too early."""
 MEMORISED = 0.25
 """A training loss under this share of the best validation loss means that rows are known by heart."""
 
@@ -60,10 +61,10 @@ def judge(train: Curve, validation: Curve) -> Overfitting:
         by_heart = after is not None and after < MEMORISED * best
         return Overfitting("memorising" if by_heart else "overfit", step, **facts)
     gained = losses[0] - best
-    if noise > max(gained, FLOOR) and len(losses) >= 4:
+    if noise > max(gained / 2, FLOOR) and len(losses) >= 4:
         return Overfitting("noisy", None, **facts)
     third = losses[-max(1, len(losses) // 3) - 1]
-    if place == len(losses) - 1 and third - last > max(STILL_FALLING * third, 2 * noise, FLOOR):
+    if place == len(losses) - 1 and third - last > max(STILL_FALLING * max(third, gained), 2 * noise, FLOOR):
         return Overfitting("underfit", None, **facts)
     return Overfitting("healthy", step, **facts)
 
