@@ -237,6 +237,8 @@ class Examples(Sequence[Example]):
         return self._values(lambda chunk: chunk.labels)
 
     def _values(self, of: Callable[[Chunk], pa.Array | None]) -> list[str | None]:
+        if all(of(chunk) is None for chunk in self.chunks):
+            return [None] * len(self)
         found: list[str | None] = []
         for chunk in self.chunks:
             array = of(chunk)

@@ -62,25 +62,24 @@ def normal(text: str) -> str:
 
 def words_of(block: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """(word hashes of all texts put together [W] uint64, bounds [len(block)+1])."""
-    joined = "\n".join([*map(normal, block), ""])
-    codes = np.frombuffer(joined.encode("utf-32-le", "replace"), np.uint32)
-    kinds = np.where(codes < 1 << 16, _classes()[np.minimum(codes, 0xFFFF)], 2)
-    before = np.concatenate([np.zeros(1, kinds.dtype), kinds[:-1]])
-    starts = np.flatnonzero((kinds == 2) | ((kinds == 1) & (before != 1)))
-    ends_of_text = np.cumsum([len(normal(text)) + 1 for text in block])
-    bounds = np.concatenate([[0], np.searchsorted(starts, ends_of_text)])
+    folded = [normal(text) for text in block]
+    codes = np.frombuffer("\n".join([*folded, ""]).encode("utf-32-le", "replace"), np.uint32)
+    kinds = _classes()[np.minimum(codes, 0xFFFF)]
+    begins = kinds == 2
+    begins[1:] |= (kinds[1:] == 1) & (kinds[:-1] != 1)
+    begins[:1] |= kinds[:1] == 1
+    starts = np.flatnonzero(begins)
+    ends = np.cumsum([len(text) + 1 for text in folded])
+    bounds = np.concatenate([[0], np.searchsorted(starts, ends)])
     if not len(starts):
         return np.zeros(0, np.uint64), bounds
-    number = _numbers(starts, len(codes))
-    inside = np.arange(len(codes)) - starts[np.maximum(number, 0)]
-    value = np.where(kinds > 0, (codes + np.uint64(1)).astype(np.uint64) * _powers(inside), np.uint64(0))
-    return mixed(np.add.reduceat(value, starts)), bounds
-
-
-def _numbers(starts: np.ndarray, size: int) -> np.ndarray:
-    marks = np.zeros(size, np.int32)
-    marks[starts] = 1
-    return np.cumsum(marks) - 1
+    sizes = np.diff(np.append(starts, len(codes)))
+    inside = np.arange(len(codes), dtype=np.int32)
+    inside[starts[0] :] -= np.repeat(starts.astype(np.int32), sizes)
+    values = _powers(inside)
+    values *= codes + np.uint64(1)
+    values[kinds == 0] = 0
+    return mixed(np.add.reduceat(values, starts)), bounds
 
 
 @cache
@@ -89,7 +88,7 @@ def _power_table() -> np.ndarray:
 
 
 def _powers(exponents: np.ndarray) -> np.ndarray:
-    return _power_table()[np.clip(exponents, 0, (1 << 16) - 1)]
+    return _power_table().take(exponents, mode="clip")
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
@@ -148,17 +147,14 @@ def shingles(words: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndar
     return values[order], np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(lengths)))])
 
 
-def bands(values: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(band keys [rows, bands] uint64, signatures [rows, PERMUTATIONS] uint32)."""
+def signatures_of(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """[rows, PERMUTATIONS] uint16: the low halves of the MinHash values, so that a band of 4 is one 64-bit key."""
     from rensa import RMinHash
 
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         np.ascontiguousarray(values), np.ascontiguousarray(bounds.astype(np.uint64)), PERMUTATIONS, _SEED
     )
-    signatures = np.array(matrix.to_rows(), np.uint32)
-    grouped = signatures.reshape(len(signatures), -1, ROWS).astype(np.uint64)
-    keys = (grouped * _power_table()[:ROWS]).sum(axis=2, dtype=np.uint64)
-    return mixed(keys + np.arange(keys.shape[1], dtype=np.uint64)), signatures
+    return np.array(matrix.to_rows(), np.uint32).astype(np.uint16)
 
 
 def roots(parent: np.ndarray) -> np.ndarray:
@@ -172,6 +168,8 @@ def roots(parent: np.ndarray) -> np.ndarray:
 
 def unite(parent: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
     """Join the trees of each pair (left[i], right[i]), in place."""
+    if not len(left):
+        return
     flat = parent.tolist()
     for one, other in zip(left.tolist(), right.tolist(), strict=True):
         while flat[one] != one:
@@ -195,31 +193,60 @@ def find(pairs: Iterable[tuple[str, str]], near: bool) -> Twins:
     """Keys and clusters of (prompt, answer) rows."""
     prompts: list[np.ndarray] = []
     wholes: list[np.ndarray] = []
-    edits: list[tuple[np.ndarray, np.ndarray]] = []
-    sketches: list[tuple[np.ndarray, np.ndarray]] = []
+    sketches: list[np.ndarray] = []
+    edits = _Edits()
     start = 0
     for block in _blocks(pairs):
-        asked = words_of([prompt for prompt, _ in block])
-        said = words_of([f"{prompt}\n{answer}" for prompt, answer in block])
-        prompts.append(row_keys(*asked))
-        wholes.append(row_keys(*said))
+        words, bounds = words_of([text for pair in block for text in pair])
+        whole = bounds[::2]
+        asked = np.repeat(np.arange(len(bounds) - 1) % 2 == 0, np.diff(bounds))
+        prompt = np.concatenate([[0], np.cumsum(np.diff(bounds)[::2])])
+        prompts.append(row_keys(words[asked], prompt))
+        wholes.append(row_keys(words, whole))
         if near:
-            for words, bounds in (asked, said):
-                keys, rows = one_out_keys(words, bounds)
-                edits.append((keys, rows + start))
-            sketches.append(bands(*shingles(*said)))
+            edits.add(*one_out_keys(words[asked], prompt), start)
+            edits.add(*one_out_keys(words, whole), start)
+            sketches.append(signatures_of(*shingles(words, whole)))
         start += len(block)
     if not prompts:
         empty = np.zeros(0, np.uint64)
         return Twins(empty, empty, np.zeros(0, np.int64))
-    prompt, whole = np.concatenate(prompts), np.concatenate(wholes)
-    parent = np.arange(len(whole))
-    for keys in (whole, prompt):
-        _join_equal(parent, keys, np.arange(len(keys)))
+    asked_keys, keys = np.concatenate(prompts), np.concatenate(wholes)
+    parent = np.arange(len(keys))
+    for same in (keys, asked_keys):
+        _join_equal(parent, same, np.arange(len(same)))
     if near:
-        _join_equal(parent, *(np.concatenate(part) for part in zip(*edits, strict=True)))
-        _join_similar(parent, *(np.concatenate(part) for part in zip(*sketches, strict=True)))
-    return Twins(prompt, whole, roots(parent))
+        edits.join(parent)
+        signatures = np.concatenate(sketches)
+        sketches.clear()
+        _join_similar(parent, signatures)
+    return Twins(asked_keys, keys, roots(parent))
+
+
+class _Edits:
+    """Keys with one word left out, in parts by their low bits, so that one part at a time is sorted."""
+
+    PARTS = 32
+
+    def __init__(self) -> None:
+        self.keys: list[list[np.ndarray]] = [[] for _ in range(self.PARTS)]
+        self.rows: list[list[np.ndarray]] = [[] for _ in range(self.PARTS)]
+
+    def add(self, keys: np.ndarray, rows: np.ndarray, start: int) -> None:
+        """Keys of a block whose first row has the number `start`."""
+        part = (keys % np.uint64(self.PARTS)).astype(np.int8)
+        order = np.argsort(part, kind="stable")
+        cuts = np.searchsorted(part[order], np.arange(1, self.PARTS))
+        for number, chosen in enumerate(np.split(order, cuts)):
+            self.keys[number].append(keys[chosen])
+            self.rows[number].append((rows[chosen] + start).astype(np.int32))
+
+    def join(self, parent: np.ndarray) -> None:
+        """Unite rows that share a key; forgets the keys."""
+        for number in range(self.PARTS):
+            if self.keys[number]:
+                _join_equal(parent, np.concatenate(self.keys[number]), np.concatenate(self.rows[number]))
+            self.keys[number], self.rows[number] = [], []
 
 
 def _join_equal(parent: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> None:
@@ -229,17 +256,19 @@ def _join_equal(parent: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> None:
     unite(parent, owner[same], owner[same + 1])
 
 
-def _join_similar(parent: np.ndarray, keys: np.ndarray, signatures: np.ndarray) -> None:
+def _join_similar(parent: np.ndarray, signatures: np.ndarray) -> None:
     """Unite rows that share a band and whose signatures agree in at least NEAR of the places."""
-    for band in range(keys.shape[1]):
-        order = np.argsort(keys[:, band], kind="stable")
-        ordered = keys[order, band]
+    for band in range(PERMUTATIONS // ROWS):
+        keys = np.ascontiguousarray(signatures[:, band * ROWS : (band + 1) * ROWS]).view(np.uint64)[:, 0]
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
         for step in (1, 2, 3):
             same = np.flatnonzero(ordered[step:] == ordered[:-step])
             left, right = order[same], order[same + step]
             root = roots(parent)
             fresh = root[left] != root[right]
             left, right = left[fresh], right[fresh]
-            if len(left):
-                alike = (signatures[left] == signatures[right]).mean(axis=1) >= NEAR
-                unite(parent, left[alike], right[alike])
+            for start in range(0, len(left), 1 << 16):
+                one, other = left[start : start + (1 << 16)], right[start : start + (1 << 16)]
+                alike = (signatures[one] == signatures[other]).mean(axis=1) >= NEAR
+                unite(parent, one[alike], other[alike])
