@@ -20,17 +20,20 @@ class Judgement:
 
 
 def judge(values: Sequence[float], settings: EarlyStopSettings | None, metric: str = "loss") -> Judgement:
-    """The best value is the one that no later one beat by `min_delta`; stop after `patience` values without a best.
+    """The best value is simply the lowest (highest for accuracies), the earlier one of equals. Patience is counted
+    from the last value that improved on its predecessor in rank by `min_delta`.
 
     `values` is the metric at each evaluation, oldest first, and must not be empty.
     """
     sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
     delta = settings.min_delta if settings else 0.0
-    best = 0
+    best = mark = 0
     for index, value in enumerate(values):
-        if sign * value < sign * values[best] - delta:
+        if sign * value < sign * values[best]:
             best = index
-    since = len(values) - 1 - best
+        if sign * value < sign * values[mark] - delta:
+            mark = index
+    since = len(values) - 1 - mark
     if settings is None or since < settings.patience:
         return Judgement(best, False, "")
     reason = f"{metric} did not improve by {delta:g} in {since} evaluations (best {values[best]:.4f})"

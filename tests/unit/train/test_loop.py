@@ -225,7 +225,7 @@ def test_t5_early_stopping_says_when_and_why():
     assert not early_stop.judge([3, 2, 1], settings).stop
     verdict = early_stop.judge([3, 2, 2.1, 1.995], settings)
     assert verdict.stop
-    assert verdict.best == 1
+    assert verdict.best == 3, "the best is the lowest, however small the gain; patience asks for min_delta"
     assert "2 evaluations" in verdict.reason
     assert early_stop.judge([0.5, 0.4, 0.3], settings, "accuracy").stop
 

@@ -9,6 +9,8 @@ from luthier.health.diagnoses import DIAGNOSES
 from luthier.health.finding import Finding
 
 WARN, FAIL = 0.5, 0.02
+FEW = 50
+"""Answers below which a missing stop is only a warning."""
 
 
 @DIAGNOSES.register("never_stops")
@@ -17,7 +19,8 @@ def never_stops(facts: Mapping[str, Any]) -> Finding | None:
     rate = ((facts.get("evaluation") or {}).get("tuned") or {}).get("stop_rate")
     if rate is None:
         return None
-    status = "fail" if rate < FAIL else "warn" if rate < WARN else "ok"
+    rows = (facts.get("evaluation") or {}).get("generated_rows", 0)
+    status = "fail" if rate < FAIL and rows >= FEW else "warn" if rate < WARN else "ok"
     return Finding(
         "never_stops",
         status,
