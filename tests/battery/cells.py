@@ -67,6 +67,7 @@ ABSENT: dict[tuple[str, str], str] = {
     **{(name, "t5"): _NO_VIRTUAL for name in ("prefix", "prompt", "p_tuning", "dynamic_prefix", "multitask_prefix")},
     **{(name, "t5"): _NO_VIRTUAL for name in VARIANTS if name.startswith(("prefix", "p_tuning", "stack"))},
     ("stack", "t5"): _NO_VIRTUAL,
+    ("peft", "gpt2"): "PEFT's LoHa has no layer for GPT-2's Conv1D",
 }
 """(member or variant, architecture) → why there is nothing to run: there the method must refuse."""
 
@@ -117,7 +118,11 @@ def rows() -> list[Row]:
 def batch(head: bool, some: list[Row] | None = None) -> Batch:
     """The rows as a batch; rows with a head carry no token targets."""
     made = from_rows(some or rows())
-    return made if head else Batch(made.input_ids, made.position_ids, made.targets, made.bounds, made.row_ids, None, made.tasks)
+    return (
+        made
+        if head
+        else Batch(made.input_ids, made.position_ids, made.targets, made.bounds, made.row_ids, None, made.tasks)
+    )
 
 
 def outputs(base: Base, attached: Any, given: Batch | None = None) -> Tensor:

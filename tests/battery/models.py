@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from luthier.models import anatomy
 from luthier.models.base import Base
 from luthier.models.load import load_base
 from luthier.models.settings import ModelSettings
@@ -78,8 +81,14 @@ def folder(kind: str) -> Path:
     return place
 
 
-def base(kind: str, classify: bool | None = None, **settings: Any) -> Base:
-    """A fresh base; BERT always with a head."""
-    head = kind == "bert" if classify is None else classify
+@functools.cache
+def _loaded(kind: str, head: bool) -> Base:
     task = "classify" if head else "language_model"
-    return load_base(ModelSettings(path=str(folder(kind)), device="cpu", **settings), task=task, labels=LABELS, seed=3)
+    return load_base(ModelSettings(path=str(folder(kind)), device="cpu"), task=task, labels=LABELS, seed=3)
+
+
+def base(kind: str, classify: bool | None = None) -> Base:
+    """A fresh base (a copy of one that was loaded once); BERT always with a head."""
+    pristine = _loaded(kind, kind == "bert" if classify is None else classify)
+    model = copy.deepcopy(pristine.model)
+    return dataclasses.replace(pristine, model=model, anatomy=anatomy.of(model))

@@ -111,11 +111,13 @@ class Peft:
         return attached
 
     def formula(self, base: Base) -> int:
-        """PEFT's tuners have no common formula: counted on a copy of the model without data."""
+        """PEFT's tuners have no common formula: counted on a copy of the model (or on the model that has it)."""
         import copy
         import dataclasses
 
         from luthier.methods.modules.tuned import Tuned
 
+        if getattr(base.model, "peft_config", None):
+            return sum(weight.numel() for weight in base.model.parameters() if weight.requires_grad)
         trial = Tuned(dataclasses.replace(base, model=copy.deepcopy(base.model)), self._config(base))
         return sum(weight.numel() for weight in trial.parameters().values())

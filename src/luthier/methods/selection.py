@@ -34,7 +34,7 @@ def biases(base: Base, inside: Sequence[str] | None = None) -> list[str]:
     names = [name for name, _ in base.model.named_parameters() if name.rpartition(".")[2] == "bias"]
     if inside is None:
         return names
-    return [name for name in names if name.rpartition(".")[0] in inside]
+    return [name for name in names if name.rpartition(".")[0].removesuffix(".base_layer") in inside]
 
 
 def matching(base: Base, patterns: Sequence[str], where: str) -> list[str]:

@@ -7,6 +7,7 @@ folder format: `PeftModel.from_pretrained` gives the same logits.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -64,11 +65,19 @@ class Tuned(Adaptation):
             for name, buffer in base.model.named_buffers()
             if name not in buffers and buffer.is_floating_point()
         }
+        self._refresh_anatomy()
         for weight in self.own.values():
             weight.data = weight.data.float()
             weight.requires_grad_(trainable)
         for weight in self.inplace.trained.values():
             weight.requires_grad_(trainable)
+
+    def _refresh_anatomy(self) -> None:
+        """Point the anatomy's head and embeddings at what stands there now: they may have been replaced."""
+        anatomy, model = self.base.anatomy, self.base.model
+        head = anatomy.head and (anatomy.head[0], model.get_submodule(anatomy.head[0]))
+        place = anatomy.embeddings[0]
+        self.base.anatomy = dataclasses.replace(anatomy, head=head, embeddings=(place, model.get_submodule(place)))
 
     def layers(self) -> list[tuple[str, Any]]:
         """(name, tuner layer) of every replaced module."""
@@ -172,6 +181,7 @@ class Tuned(Adaptation):
         self.tuner.merge_and_unload(progressbar=False, safe_merge=True)
         if hasattr(self.base.model, "peft_config"):
             del self.base.model.peft_config
+        self._refresh_anatomy()
 
     def branches(self) -> Iterator[tuple[str, Any]]:
         """(name, tuner layer)."""

@@ -1,0 +1,93 @@
+"""Every registered method × every tiny architecture × every property. A cell that is not run says why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cells as battery
+import models as tiny
+import pytest
+from cells import Cell
+from properties import PROPERTIES
+
+from luthier.core.errors import LuthierError
+from luthier.methods import METHODS
+
+RESULTS: dict[Cell, dict[str, str]] = {}
+MATRIX = Path(__file__).parents[2] / "docs" / "methods" / "matrix.md"
+
+_MEMBERS = battery.cells(METHODS.names())
+_VARIANTS = battery.cells(list(battery.VARIANTS))
+
+
+def _quick(cell: Cell) -> bool:
+    plain = not cell.head or cell.kind == "bert"
+    if cell.name in battery.VARIANTS:
+        return plain and cell.kind == "llama"
+    return plain
+
+
+def _present(cells: list[Cell]) -> list[object]:
+    kept = [cell for cell in cells if (cell.name, cell.kind) not in battery.ABSENT]
+    return [pytest.param(c, id=str(c), marks=() if _quick(c) else pytest.mark.slow) for c in kept]
+
+
+@pytest.mark.parametrize("cell", _present(_MEMBERS + _VARIANTS))
+def test_cell(cell: Cell) -> None:
+    """All properties of one method on one architecture."""
+    found = {name: check(cell) for name, check in PROPERTIES.items()}
+    RESULTS[cell] = found
+    wrong = {name: result for name, result in found.items() if result.startswith("no")}
+    assert not wrong, f"{cell}: {wrong}"
+
+
+@pytest.mark.parametrize(("name", "kind"), sorted(battery.ABSENT), ids="-".join)
+def test_absent_cells_refuse_up_front(name: str, kind: str) -> None:
+    """Where a cell is declared absent, the method refuses in words, before anything is trained."""
+    cell = Cell(name, kind, kind == "bert")
+    with pytest.raises(LuthierError) as caught:
+        METHODS.parse(cell.spec).attach(cell.base(), 0)
+    assert len(str(caught.value)) > 20
+
+
+def test_no_member_is_forgotten() -> None:
+    """Every member stands in the battery, and every exception names something that exists."""
+    covered = {cell.name for cell in _MEMBERS}
+    assert covered == set(METHODS.names())
+    assert {name for name, _ in battery.ABSENT} <= covered | set(battery.VARIANTS)
+    assert set(battery.SETTINGS) <= covered
+    assert {kind for _, kind in battery.ABSENT} <= set(tiny.KINDS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _matrix() -> Iterator[None]:
+    """LUTHIER_MATRIX=1 with all cells: write the table of the docs."""
+    yield
+    if os.environ.get("LUTHIER_MATRIX"):
+        MATRIX.parent.mkdir(parents=True, exist_ok=True)
+        MATRIX.write_text(_table(), "utf-8")
+
+
+def _table() -> str:
+    names = list(PROPERTIES)
+    lines = [
+        "# What holds for which method, on which architecture",
+        "",
+        "Written by the battery (`LUTHIER_MATRIX=1 pytest tests/battery`): tiny models of each architecture, made",
+        "from configs, float32 on a CPU. ✓ tested and true; a number refers to the notes.",
+        "",
+    ]
+    notes: dict[str, int] = {}
+    lines += ["| method | model | task | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 3)]
+    for cell, found in sorted(RESULTS.items(), key=lambda item: str(item[0])):
+        row = []
+        for name in names:
+            result = found[name]
+            row.append("✓" if result == "yes" else str(notes.setdefault(result.lstrip("— "), len(notes) + 1)))
+        lines.append(f"| {cell.name} | {cell.kind} | {cell.task} | " + " | ".join(row) + " |")
+    lines += ["", "## Notes", *[f"{number}. {note}" for note, number in notes.items()]]
+    lines += ["", "## Cells that are refused", "| method | model | why |", "|---|---|---|"]
+    lines += [f"| {name} | {kind} | {why} |" for (name, kind), why in sorted(battery.ABSENT.items())]
+    return "\n".join(lines) + "\n"
