@@ -1,19 +1,17 @@
-"""Share of different word pairs in an answer; low means that it repeats itself."""
+"""Share of different pairs of words within an answer (Li et al. 2016); low means that it repeats itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from luthier.metrics import METRICS
+from luthier.metrics import METRICS, traits
+from luthier.metrics.distinct1 import distinct
+from luthier.metrics.scored import Scored, mean
 from luthier.metrics.words import words
 
 
 @METRICS.register("distinct2")
-def distinct2(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Distinct bigrams / bigrams a row; 1 for answers too short to repeat."""
-    made = []
-    for text in predictions:
-        known = words(text)
-        pairs = list(zip(known, known[1:], strict=False))
-        made.append(len(set(pairs)) / len(pairs) if pairs else 1.0)
-    return made
+@traits("text")
+def distinct2(predictions: Sequence[str], references: Sequence[str]) -> Scored:
+    """0 to 1, a mean over rows; 1 for answers too short to repeat."""
+    return mean([distinct(words(text), 2) for text in predictions])

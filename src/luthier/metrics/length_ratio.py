@@ -1,15 +1,19 @@
-"""Length of the answer over the length of the reference, in words."""
+"""Words of all answers over words of all references; 1 is the right length."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from luthier.metrics import METRICS
+import numpy as np
+
+from luthier.metrics import METRICS, traits
+from luthier.metrics.scored import Scored, ratio
 from luthier.metrics.words import words
 
 
 @METRICS.register("length_ratio")
-def length_ratio(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """A ratio a row; 1 where both are empty."""
+@traits("text", higher_is_better=None)
+def length_ratio(predictions: Sequence[str], references: Sequence[str]) -> Scored:
+    """0 and more; neither way is better."""
     sizes = [(len(words(p)), len(words(r))) for p, r in zip(predictions, references, strict=True)]
-    return [p / r if r else float(p == 0) for p, r in sizes]
+    return Scored(np.array(sizes, dtype=np.float64).reshape(-1, 2), ratio)

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from luthier.metrics import METRICS
+from luthier.metrics import METRICS, traits
+from luthier.metrics.scored import Scored, mean
 from luthier.metrics.words import words
 
 
+def ngrams(tokens: Sequence[str], size: int) -> Counter[tuple[str, ...]]:
+    """How often each n-gram stands in the text."""
+    return Counter(zip(*(tokens[start:] for start in range(size)), strict=False))
+
+
 def ngram_f1(predicted: list[str], wanted: list[str], size: int) -> float:
-    """F1 of clipped n-gram matches."""
-    grams = [Counter(zip(*(text[i:] for i in range(size)), strict=False)) for text in (predicted, wanted)]
-    common, total = sum((grams[0] & grams[1]).values()), sum(map(sum, (g.values() for g in grams)))
-    return 2 * common / total if total else float(predicted == wanted)
+    """F1 of clipped n-gram matches; texts too short for an n-gram score 1 when equal, else 0."""
+    mine, other = ngrams(predicted, size), ngrams(wanted, size)
+    total = mine.total() + other.total()
+    return 2 * (mine & other).total() / total if total else float(predicted == wanted)
 
 
 @METRICS.register("rouge1")
-def rouge1(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """F1 a row."""
-    return [ngram_f1(words(p), words(r), 1) for p, r in zip(predictions, references, strict=True)]
+@traits("text")
+def rouge1(predictions: Sequence[str], references: Sequence[str]) -> Scored:
+    """0 to 1, a mean over rows."""
+    return mean([ngram_f1(words(p), words(r), 1) for p, r in zip(predictions, references, strict=True)])

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from luthier.metrics import METRICS
+import numpy as np
+
+from luthier.metrics import METRICS, traits
+from luthier.metrics.scored import Scored, mean
 from luthier.metrics.words import words
+
+LONGEST = 4000
+"""Words of a text that are looked at; the comparison takes the product of both lengths."""
 
 
 @METRICS.register("rougeL")
-def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """F1 a row."""
-    return [_lcs_f1(words(p)[:2000], words(r)[:2000]) for p, r in zip(predictions, references, strict=True)]
+@traits("text")
+def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> Scored:
+    """0 to 1, a mean over rows."""
+    return mean([_f1(words(p)[:LONGEST], words(r)[:LONGEST]) for p, r in zip(predictions, references, strict=True)])
 
 
-def _lcs_f1(predicted: list[str], wanted: list[str]) -> float:
+def _f1(predicted: list[str], wanted: list[str]) -> float:
     if not predicted or not wanted:
         return float(predicted == wanted)
-    row = [0] * (len(wanted) + 1)
-    for word in predicted:
-        diagonal = 0
-        for place, other in enumerate(wanted, 1):
-            diagonal, row[place] = row[place], diagonal + 1 if word == other else max(row[place], row[place - 1])
-    return 2 * row[-1] / (len(predicted) + len(wanted))
+    return 2 * common_subsequence(predicted, wanted) / (len(predicted) + len(wanted))
+
+
+def common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    known: dict[str, int] = {}
+    codes = np.array([known.setdefault(word, len(known)) for word in right])
+    row = np.zeros(len(right) + 1, dtype=np.int64)
+    for word in left:
+        reached = np.where(codes == known.get(word, -1), row[:-1] + 1, row[1:])
+        row[1:] = np.maximum.accumulate(reached)
+    return int(row[-1])
