@@ -124,6 +124,7 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
             emit=emit,
             resume=True,
             seed=recipe.seed,
+            multipliers=getattr(adapted.attached, "lr_factors", None),
             on_rows=lambda record: rows_log({"kind": "rows", **record}),
         )
     finally:
@@ -131,12 +132,14 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
 
 
 def learning_rate(recipe: Recipe, adapted: Any) -> float:
-    """The recipe's number, or the method's default."""
+    """The recipe's number, or the method's default for a model of this width."""
     from luthier.methods import METHODS
 
     if isinstance(recipe.train.lr, float):
         return recipe.train.lr
-    return float(METHODS.parse(recipe.method).default_lr)
+    member = METHODS.parse(recipe.method)
+    fitting = getattr(member, "lr_for", None)
+    return float(fitting(adapted.base) if fitting else member.default_lr)
 
 
 def _heartbeat(run: RunDir, steps: int) -> Any:

@@ -1,0 +1,134 @@
+"""Attention over isolated segments of one flat row: no padding, no T×T mask, no leak between rows.
+
+    q, k, v   [heads, T, d]      segments of the row by `bounds`
+    out       [T, heads, d]
+
+Segments of equal length are computed together. Grouped-query heads are shared, not copied. A prefix's keys and
+values are put before each segment's own. Pure torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Boundaries of the rows in a flat row, and the groups of equal lengths that are computed together."""
+
+    bounds: tuple[int, ...]
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    """(length, indices of the segments of that length)."""
+
+    @classmethod
+    def of(cls, bounds: Sequence[int]) -> Segments:
+        """Group segments by length, longest first."""
+        found: dict[int, list[int]] = {}
+        for index in range(len(bounds) - 1):
+            found.setdefault(int(bounds[index + 1]) - int(bounds[index]), []).append(index)
+        groups = tuple((length, tuple(members)) for length, members in sorted(found.items(), reverse=True))
+        return cls(tuple(int(edge) for edge in bounds), groups)
+
+
+def segment_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    prefix: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """query [heads, T, d], key/value [kv_heads, T, d] → [T, heads, d].
+
+    `prefix` is (K, V), each [P, kv_heads, d] or [segments, P, kv_heads, d], at positions 0 … P-1 of each segment.
+    `window` is a sliding window. Source of the grouping: one SDPA call a length beats one
+    call a segment where many rows are short.
+    """
+    parts: list[Tensor] = []
+    order: list[int] = []
+    for length, members in segments.groups:
+        rows = [slice(segments.bounds[index], segments.bounds[index + 1]) for index in members]
+        q, k, v = (torch.stack([tensor[:, row] for row in rows]) for tensor in (query, key, value))
+        ahead = 0
+        if prefix is not None:
+            k, v = (_with_prefix(part, extra, members) for part, extra in zip((k, v), prefix, strict=True))
+            ahead = k.shape[2] - length
+        made = _attend(q, k, v, length, ahead, causal, scale, window, softcap, dropout)
+        parts += made.transpose(1, 2).unbind(0)
+        order += members
+    places = [0] * len(order)
+    for place, index in enumerate(order):
+        places[index] = place
+    return torch.cat([parts[place] for place in places])
+
+
+def _with_prefix(part: Tensor, extra: Tensor, members: tuple[int, ...]) -> Tensor:
+    rows = extra[list(members)] if extra.dim() == 4 else extra.expand(len(members), *extra.shape)
+    return torch.cat([rows.transpose(1, 2).to(part.dtype), part], dim=2)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    length: int,
+    ahead: int,
+    causal: bool,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """[n, heads, length, d] queries over [n, kv_heads, ahead + length, d]."""
+    windowed = window is not None and window < ahead + length
+    mask = None
+    if windowed or (ahead and causal):
+        mask = _mask(length, ahead, causal, window if windowed else None, q.device)
+    if softcap is not None:
+        return _capped(q, k, v, mask, causal, scale, softcap)
+    plain_causal = causal and mask is None
+    return functional.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=plain_causal and length > 1,
+        scale=scale,
+        dropout_p=dropout,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def _mask(length: int, ahead: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
+    """[length, ahead + length]; a prefix stands at positions 0 … ahead-1, so a sliding window passes it by."""
+    own = torch.arange(ahead, ahead + length, device=device)
+    distance = own[:, None] - torch.arange(ahead + length, device=device)[None]
+    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window is not None:
+        seen &= (distance < window) if causal else (distance.abs() < window)
+    return seen
+
+
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, softcap: float
+) -> Tensor:
+    """Gemma-2's soft cap has no fused kernel on CPU: scores are written out."""
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    scores = (q @ k.transpose(-1, -2)) * (scale if scale is not None else q.shape[-1] ** -0.5)
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is None and causal:
+        mask = _mask(q.shape[2], k.shape[2] - q.shape[2], True, None, q.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return torch.softmax(scores.float(), dim=-1).to(q.dtype) @ v

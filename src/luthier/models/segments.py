@@ -1,0 +1,152 @@
+"""The flat layout through Hugging Face models: segment attention behind transformers' own attention interface.
+
+Any model whose layers look their attention up in that interface and take `position_ids` runs unmodified. Others
+(recurrent mixers, ALiBi, attention sinks) are refused here, and `selfcheck` falls back to padding.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from luthier.core.errors import ModelError
+from luthier.engine.attention import Segments, segment_attention
+from luthier.engine.batch import Batch
+from luthier.models.base import Base
+
+if TYPE_CHECKING:
+    from luthier.models.forward import Virtual
+
+NAME = "luthier_segments"
+
+
+@dataclass(frozen=True)
+class _Step:
+    segments: Segments
+    causal: bool
+    prefix: list[tuple[Tensor, Tensor]] | None
+
+
+_CURRENT: list[_Step] = []
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' signature: query [1, heads, T, d] → ([1, T, heads, d], None)."""
+    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+        raise ModelError("attention sinks and position biases do not fit the flat layout", remedy="train.engine: plain")
+    step = _CURRENT[-1]
+    layer = getattr(module, "layer_idx", None)
+    prefix = None if step.prefix is None else step.prefix[int(layer or 0)]
+    made = segment_attention(
+        query[0],
+        key[0],
+        value[0],
+        step.segments,
+        causal=step.causal,
+        scale=scaling,
+        window=sliding_window,
+        softcap=softcap,
+        dropout=dropout,
+        prefix=prefix,
+    )
+    return made[None], None
+
+
+def register() -> None:
+    """Make the function known to transformers (idempotent)."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+
+@contextmanager
+def _using(base: Base, step: _Step) -> Iterator[None]:
+    """The model's attention is ours inside, and its own again outside."""
+    register()
+    configs = _configs(base.model)
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = NAME
+    _CURRENT.append(step)
+    try:
+        yield
+    finally:
+        _CURRENT.pop()
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name
+
+
+def _configs(model: Any) -> list[Any]:
+    """Every config object that a layer of this model looks its attention up in."""
+    found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    return list(found.values())
+
+
+def hidden(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
+    """[T, hidden] of the flat batch; see `models.forward.hidden`."""
+    if base.kind == "encoder_decoder":
+        raise ModelError("encoder-decoder models do not fit the flat layout", remedy="train.engine: plain")
+    if base.anatomy.position_kind in ("alibi", "t5"):
+        raise ModelError(f"{base.anatomy.position_kind} positions do not fit the flat layout", remedy="engine: plain")
+    extra = 0 if virtual is None else virtual.length
+    bounds = batch.bounds.tolist()
+    positions = batch.position_ids + (extra if base.kind == "decoder" or extra else 0)
+    options: dict[str, Any] = {"input_ids": batch.input_ids[None]}
+    prefix = None if virtual is None else virtual.prefix
+    keep = None
+    if virtual is not None and virtual.prompt is not None:
+        options, positions, bounds, keep = _spliced(base, batch, virtual)
+    accepted = inspect.signature(base.anatomy.backbone.forward).parameters
+    if "position_ids" not in accepted and "kwargs" not in accepted:
+        raise ModelError(f"{type(base.anatomy.backbone).__name__} takes no position_ids", remedy="train.engine: plain")
+    options["position_ids"] = positions[None] + _first_position(base)
+    if base.kind == "decoder":
+        options["use_cache"] = False
+    with _using(base, _Step(Segments.of(bounds), base.kind == "decoder", prefix)):
+        out = base.anatomy.backbone(attention_mask=None, **options).last_hidden_state[0]
+    return out if keep is None else out[keep]
+
+
+def _first_position(base: Base) -> int:
+    """RoBERTa counts positions from padding_idx + 1."""
+    return 2 if base.model.config.model_type in ("roberta", "xlm-roberta") else 0
+
+
+def _spliced(base: Base, batch: Batch, virtual: Virtual) -> tuple[dict[str, Any], Tensor, list[int], Tensor]:
+    """Prompt embeddings before every segment: (inputs, positions, bounds, places of the real tokens)."""
+    words = base.model.get_input_embeddings()(batch.input_ids)
+    prompt = virtual.prompt
+    assert prompt is not None
+    parts, positions, keep, bounds = [], [], [], [0]
+    for index, (start, stop) in enumerate(zip(batch.bounds.tolist(), batch.bounds.tolist()[1:], strict=False)):
+        rows = prompt[index] if prompt.dim() == 3 else prompt
+        parts += [rows.to(words.dtype), words[start:stop]]
+        size = len(rows) + stop - start
+        keep.append(torch.arange(bounds[-1] + len(rows), bounds[-1] + size))
+        positions.append(torch.arange(size))
+        bounds.append(bounds[-1] + size)
+    device = words.device
+    return (
+        {"inputs_embeds": torch.cat(parts)[None]},
+        torch.cat(positions).to(device),
+        bounds,
+        torch.cat(keep).to(device),
+    )

@@ -1,0 +1,90 @@
+"""Before training: is the flat layout exact for this very model and method? Three real rows decide.
+
+Loss and every trained gradient of the flat batch are held against the rows one by one. Within 1e-4 the flat
+layout is used; otherwise, or when the model refuses it, padding is, and the reason is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.core.errors import LuthierError
+from luthier.core.events import Emit, silent
+from luthier.core.types import Row
+from luthier.engine.batch import Batch, from_rows
+
+TOLERANCE = 1e-4
+
+
+def choose_layout(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> str:
+    """ "flat" or "padded"; leaves the model as it was."""
+    if not rows:
+        return "padded"
+    before = adapted.layout
+    adapted.eval()
+    try:
+        adapted.layout = "padded"
+        alone = _measure(adapted, [from_rows([row]) for row in rows])
+        adapted.layout = "flat"
+        together = _measure(adapted, [from_rows(list(rows))])
+    except (LuthierError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        emit(
+            "warning",
+            what=f"padded batches are used: {reason}",
+            where="train.engine",
+            remedy="nothing is lost but speed",
+        )
+        return "padded"
+    finally:
+        adapted.layout = before
+    worst = _difference(alone, together)
+    tolerance = TOLERANCE if _is_float32(adapted) else 3e-2
+    if worst <= tolerance:
+        emit("selfcheck", layout="flat", difference=worst, tolerance=tolerance)
+        return "flat"
+    emit(
+        "warning",
+        what=f"padded batches are used: flat ones differ by {worst:.2g}",
+        where="train.engine",
+        remedy="nothing is lost but speed",
+    )
+    return "padded"
+
+
+def _is_float32(adapted: Any) -> bool:
+    return next(adapted.base.model.parameters()).dtype == torch.float32
+
+
+def _measure(adapted: Any, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Loss and gradients of Σ total, as {"loss": …, weight name: gradient}."""
+    weights = adapted.parameters_by_name()
+    kept = {name: weight.grad for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.grad = None
+    try:
+        total = torch.zeros(())
+        for batch in batches:
+            made = adapted.loss(batch).total
+            made.backward()
+            total = total + made.detach().float().cpu()
+        found = {name: weight.grad.detach().clone() for name, weight in weights.items() if weight.grad is not None}
+    finally:
+        for name, weight in weights.items():
+            weight.grad = kept[name]
+    return {"loss": total, **found}
+
+
+def _difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Largest difference relative to the size of what is compared (all gradients together)."""
+    if set(one) != set(other):
+        return float("inf")
+    loss = float((one["loss"] - other["loss"]).abs() / one["loss"].abs().clamp(min=1e-9))
+    names = [name for name in one if name != "loss"]
+    error = sum(float((one[name].double() - other[name].double()).square().sum()) for name in names)
+    size = sum(float(one[name].double().square().sum()) for name in names)
+    return max(loss, (error / max(size, 1e-30)) ** 0.5)
