@@ -5,6 +5,7 @@ A property that does not apply says why; nothing is left out silently.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -137,7 +138,7 @@ def resume(cell: Cell) -> str:
     """Two steps, state, two steps = two steps, a new process' objects, load_state, two steps."""
     member, base, attached = attach(cell)
     optimizer = train(base, attached, 2)
-    state, inner = attached.state(), optimizer.state_dict()
+    state, inner = attached.state(), copy.deepcopy(optimizer.state_dict())
     train(base, attached, 2, optimizer)
     other = cell.base()
     again = member.attach(other, 99)

@@ -71,13 +71,13 @@ class InPlace:
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Make the trained values the base's own, in its dtype; nothing can be switched off any more."""
+        """Make the trained float32 values the base's own; nothing can be switched off any more."""
         for name, weight in self.trained.items():
             for module in list(self.model.modules()):
                 if parametrize.is_parametrized(module):
                     for leaf in list(module.parametrizations):  # type: ignore[union-attr, arg-type]
                         if module.parametrizations[leaf].original is weight:  # type: ignore[index, union-attr]
-                            parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
+                            parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
             self.original[name] = weight.detach().cpu().clone()
 
 
