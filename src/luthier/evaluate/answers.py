@@ -1,102 +1,112 @@
-"""Answers by generation: batched greedy ones for metrics, greedy and sampled ones for people to read."""
+"""Answers by generation: the same prompts for base and tuned model, decoded by cutting ids, never by replacing text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import torch
 
-from luthier.core.types import Example, Turn
-from luthier.evaluate.settings import SampleSettings
-from luthier.metrics import METRICS
-from luthier.models import decode
+from luthier.core.seeding import derive, generator
+from luthier.core.types import IGNORE, Example, Row
+from luthier.engine.batch import from_rows
+from luthier.evaluate.scores import Answers
+from luthier.models import decode, forward
 
-AUTO = ("exact_match", "rouge1", "rougeL", "chrf", "distinct2", "length_ratio")
-CONTINUED_WORDS = 12
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Text, and whether the model stopped by itself."""
-
-    text: str
-    finish: str
+PROMPT_SHARE = 0.25
+"""Of a plain document: how much of it is the prompt of a sample."""
+COLOURED = 3
+"""Samples with token-level losses."""
+MOST_COLOURED_TOKENS = 400
 
 
-def prompt_of(example: Example) -> tuple[Turn, ...]:
-    """The turns before the answer; of a document its first words."""
-    if example.turns and example.turns[0].role == "text":
-        text = example.turns[0].text
-        words = text.split(" ")
-        start = " ".join(words[:CONTINUED_WORDS]) if len(words) > CONTINUED_WORDS else text[: max(8, len(text) // 3)]
-        return (Turn("text", start),)
-    return example.prompt
+def example_of(row_id: str, examples: Mapping[str, Example]) -> Example | None:
+    """The example of a row; windows of a document are called `id#0`, `id#1`."""
+    return examples.get(row_id) or examples.get(row_id.rpartition("#")[0])
+
+
+def choose(rows: Sequence[Row], examples: Mapping[str, Example], count: int, seed: int) -> list[int]:
+    """Indices of at most `count` rows that can be asked and have a reference, drawn by the seed."""
+    order = generator(seed, "answers").permutation(len(rows)).tolist()
+    found = []
+    for index in order:
+        example = example_of(rows[index].id, examples)
+        if example is not None and example.reference:
+            found.append(index)
+        if len(found) >= count:
+            break
+    return found
+
+
+def prompts(
+    adapted: Any, rows: Sequence[Row], examples: Mapping[str, Example], places: Sequence[int]
+) -> list[list[int]]:
+    """The ids that the model is asked with: byte-identical with the beginning of a training row."""
+    tokenizer = adapted.base.tokenizer
+    made = []
+    for index in places:
+        example = example_of(rows[index].id, examples)
+        if example is not None and example.reference:
+            made.append(list(adapted.template.prompt_ids(example.prompt, tokenizer)))
+        else:
+            ids = rows[index].input_ids.tolist()
+            made.append(ids[: max(1, int(len(ids) * PROMPT_SHARE))])
+    return made
+
+
+def reference(adapted: Any, row: Row, examples: Mapping[str, Example]) -> str:
+    """The answer of the data, or the rest of a plain document."""
+    example = example_of(row.id, examples)
+    if example is not None and example.reference:
+        return example.reference
+    ids = row.input_ids.tolist()
+    cut = max(1, int(len(ids) * PROMPT_SHARE))
+    return decode.text_of(adapted.base.tokenizer, ids[:cut], ids[cut:])
 
 
 def answer(
-    adapted: Any, examples: Sequence[Example], max_new_tokens: int, seed: int, temperature: float = 0.0
-) -> list[Answer]:
-    """One answer an example, all in batches; prompts that leave no room are cut at their beginning."""
-    base = adapted.base
-    room = base.anatomy.window - adapted.attached.virtual_tokens - 2
-    prompts = []
-    for example in examples:
-        ids = adapted.prompt_ids(prompt_of(example))
-        most = max(8, min(room - min(max_new_tokens, room // 2), len(ids)))
-        prompts.append(ids[:1] + ids[len(ids) - most + 1 :] if len(ids) > most else ids)
+    adapted: Any,
+    asked: Sequence[Sequence[int]],
+    places: Sequence[int],
+    references: Sequence[str],
+    limit: int,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Answers:
+    """Generate for these prompts with the model as it is."""
+    adapted.eval()
     made = decode.generate(
-        adapted, prompts, max_new_tokens=max_new_tokens, stop_ids=base.stop_ids, temperature=temperature, seed=seed
+        adapted,
+        asked,
+        max_new_tokens=limit,
+        stop_ids=adapted.base.stop_ids,
+        temperature=temperature,
+        seed=derive(seed, "samples"),
     )
-    return [
-        Answer(decode.text_of(base.tokenizer, ids, one.ids).strip("\n"), one.finish)
-        for ids, one in zip(prompts, made, strict=True)
-    ]
+    tokenizer = adapted.base.tokenizer
+    texts = [decode.text_of(tokenizer, ids, one.ids) for ids, one in zip(asked, made, strict=True)]
+    return Answers(list(places), [list(ids) for ids in asked], texts, [one.finish for one in made], list(references))
 
 
-def text_scores(
-    predictions: Sequence[str], references: Sequence[str], names: Sequence[str] | None = None
-) -> dict[str, np.ndarray]:
-    """name → scores by row. `auto` adds number and JSON checks where the references ask for them."""
-    chosen = list(AUTO if names is None else names)
-    if names is None:
-        if np.mean([r.strip().startswith(("{", "[")) for r in references]) > 0.5:
-            chosen.append("json_valid")
-        if np.mean([any(c.isdigit() for c in r) for r in references]) > 0.9:
-            chosen.append("number_match")
-    return {name: np.asarray(METRICS.get(name)(predictions, references), dtype=float) for name in chosen}
+@torch.no_grad()
+def token_losses(adapted: Any, row: Row) -> list[list[Any]]:
+    """[[text of a token, base nats, tuned nats]] of the row's supervised tokens."""
+    batch = from_rows([Row(row.id, row.input_ids, row.labels, None, row.task)]).to(adapted.device)
 
+    def measure() -> list[float]:
+        return forward.token_nll(adapted.base, adapted.hidden(batch), batch.targets).tolist()
 
-def sample_texts(
-    adapted: Any, examples: Sequence[Example], settings: SampleSettings, seed: int
-) -> list[dict[str, Any]]:
-    """The report's samples: base and tuned beside the reference, greedy, and one seeded draw."""
-    chosen = [examples[i] for i in range(min(settings.count, len(examples)))]
-    if not chosen:
-        return []
-    tuned = answer(adapted, chosen, settings.max_new_tokens, seed)
-    sampled = (
-        answer(adapted, chosen, settings.max_new_tokens, seed, settings.temperature) if settings.temperature else None
-    )
+    adapted.eval()
+    tuned = measure()
     with adapted.off():
-        base = answer(adapted, chosen, settings.max_new_tokens, seed)
-    return [
-        {
-            "row": example.id,
-            "source": str(example.source),
-            "prompt": "\n".join(t.text + (f"\n{t.context}" if t.context else "") for t in prompt_of(example)),
-            "reference": example.reference or _rest(example),
-            "base": base[i].text,
-            "tuned": tuned[i].text,
-            "sampled": sampled[i].text if sampled else None,
-            "temperature": settings.temperature,
-            "base_stopped": base[i].finish == "stop",
-            "tuned_stopped": tuned[i].finish == "stop",
-        }
-        for i, example in enumerate(chosen)
-    ]
-
-
-def _rest(example: Example) -> str:
-    return example.turns[0].text[len(prompt_of(example)[0].text) :][:1000] if example.turns else ""
+        base = measure()
+    ids = row.input_ids.tolist()
+    kept = [place for place, target in enumerate(batch.targets.tolist()) if target != IGNORE]
+    tokenizer = adapted.base.tokenizer
+    made = []
+    for place in kept[:MOST_COLOURED_TOKENS]:
+        text = decode.text_of(tokenizer, ids[: place + 1], [ids[place + 1]])
+        name = text or str(tokenizer.convert_ids_to_tokens(ids[place + 1]))  # the stop token has no text
+        made.append([name, round(base[place], 4), round(tuned[place], 4)])
+    return made

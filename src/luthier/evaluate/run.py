@@ -1,4 +1,4 @@
-"""Base against tuned on the same rows and the same prompts, with intervals, the noise floor and the smallest effect."""
+"""Base against tuned on the same rows with the same prompts: the numbers of evaluation/metrics.json."""
 
 from __future__ import annotations
 
@@ -10,42 +10,43 @@ import numpy as np
 
 from luthier.core.events import Emit, silent
 from luthier.core.types import Example, Row
-from luthier.evaluate.answers import answer, sample_texts, text_scores
-from luthier.evaluate.losses import RowLosses, perplexity, row_losses
+from luthier.data.batching import lengths_of
+from luthier.evaluate import answers as asking
+from luthier.evaluate import records
+from luthier.evaluate import slices as slicing
+from luthier.evaluate.losses import RowLosses, row_losses
+from luthier.evaluate.scores import PRIMARY, Answers, Problem, problem_of, scores, shares, truths, wanted
 from luthier.evaluate.settings import EvaluateSettings
-from luthier.evaluate.slices import slices_of
-from luthier.metrics.classes import calibration_error, classification
-from luthier.metrics.resample import paired
+from luthier.metrics import METRICS, classes
+from luthier.metrics.resample import group_indices, paired
+from luthier.metrics.scored import Scored
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ece", "mse"})
-SHOWN_ROWS = 10
+SLICE_METRIC = {"tokens": "loss", "single": "accuracy", "multi": "accuracy", "regression": "mse"}
+SLICE_RESAMPLES = 200
+REPEATED_ANSWERS = 16
+"""Answers that the base gives a second time, in other batches, for the noise floor of text metrics."""
 
 
 @dataclass
 class Evaluation:
-    """What was measured; `as_json` is the contract's metrics.json."""
+    """What was measured. `as_json` is metrics.json; samples and predictions are their own files."""
 
-    rows: int
-    supervised_tokens: int
-    base: dict[str, float]
-    tuned: dict[str, float]
-    difference: dict[str, dict[str, Any]]
-    noise_floor: dict[str, float]
-    extra: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any]
     samples: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {
-            "rows": self.rows,
-            "supervised_tokens": self.supervised_tokens,
-            "base": self.base,
-            "tuned": self.tuned,
-            "difference": self.difference,
-            "noise_floor": self.noise_floor,
-            **self.extra,
-        }
+        """The contract's keys and more."""
+        return self.values
+
+
+@dataclass
+class Side:
+    """One model on the rows."""
+
+    losses: RowLosses
+    answers: Answers | None
+    scores: dict[str, Scored]
 
 
 def evaluate(
@@ -59,158 +60,140 @@ def evaluate(
     seed: int = 0,
     emit: Emit = silent,
 ) -> Evaluation:
-    """Measure on these rows. The base is the model with the adapter off; for a classification head it is the
-    untrained head, whose accuracy is chance."""
-    tuned = row_losses(adapted, rows, settings.batch_tokens)
+    """Measure the tuned model and the untouched base on every row; for classification the base has an untrained head.
+
+    `rows` without any give an evaluation with no metrics. Everything is seeded; both models see the same batches.
+    """
+    if not len(rows):
+        return Evaluation({"split": None, "rows": 0, "supervised_tokens": 0, "base": {}, "tuned": {}, "difference": {}})
+    by_id = {example.id: example for example in examples}
+    problem = problem_of(rows)
+    asked = _places(adapted, rows, by_id, settings, seed)
+    names = wanted(settings.metrics, problem, [asking.reference(adapted, rows[i], by_id) for i in asked], len(labels))
+    emit("stage", name="evaluate.tuned", rows=len(rows), answers=len(asked))
+    tuned = _side(adapted, rows, by_id, asked, names, settings)
+    emit("stage", name="evaluate.base", rows=len(rows), answers=len(asked))
     with adapted.off():
-        base = row_losses(adapted, rows, settings.batch_tokens)
-        again = row_losses(adapted, rows, settings.batch_tokens)
-    sources = {example.id: example for example in examples}
-    whole = [sources.get(row.id.partition("#")[0], sources.get(row.id)) for row in rows]
-    if adapted.task.has_head:
-        found = _classified(base, tuned, rows, labels, settings, seed)
-    else:
-        found = _tokens(base, tuned, settings, seed)
-        if adapted.task.generates and settings.generate_rows and task == "instruct":
-            _generated(found, adapted, examples, settings, seed, emit)
-        if settings.samples.count:
-            found.samples = sample_texts(adapted, examples, settings.samples, seed)
-    found.noise_floor |= {"loss": abs(again.loss - base.loss)}
-    found.extra["slices"] = slices_of(base, tuned, rows, whole, seed)
-    found.extra["best_rows"], found.extra["worst_rows"] = _extremes(base, tuned, rows, whole)
-    _predictions(found, base, tuned, rows, whole, labels)
-    return found
+        base = _side(adapted, rows, by_id, asked, names, settings)
+        floor = _noise_floor(adapted, rows, base, names, settings)
+    groups = group_indices([row_id.rpartition("#")[0] or row_id for row_id in _ids(rows)])
+    values = _values(rows, base, tuned, groups, settings, seed)
+    values |= {"task": task, "problem": problem, "primary": _primary(settings, problem, names), "noise_floor": floor}
+    values["directions"] = {name: METRICS.get(name).higher_is_better for name in values["tuned"]}
+    parts = slicing.parts(rows, by_id, lengths_of(rows))
+    one = SLICE_METRIC[problem] if SLICE_METRIC[problem] in tuned.scores else "loss"
+    values["slices"] = slicing.compare(parts, base.scores[one], tuned.scores[one], one, SLICE_RESAMPLES, seed)
+    sources = [str(e.source) if (e := asking.example_of(name, by_id)) else "" for name in _ids(rows)]
+    values["extremes"] = slicing.extremes(rows, sources, base.losses.means, tuned.losses.means)
+    values |= _by_class(rows, base, tuned, problem, labels) if problem in ("single", "multi") else {}
+    samples = records.samples(adapted, rows, by_id, base.answers, tuned.answers, settings, seed)
+    return Evaluation(values, samples, records.predictions(rows, sources, base, tuned, labels))
 
 
-def _tokens(base: RowLosses, tuned: RowLosses, settings: EvaluateSettings, seed: int) -> Evaluation:
-    numbers = [
-        {"loss": one.loss, "perplexity": perplexity(one.loss), "token_accuracy": one.accuracy} for one in (base, tuned)
-    ]
-    loss = paired(base.total, tuned.total, base.count, settings.bootstrap, seed)
-    right = paired(base.right, tuned.right, base.count, settings.bootstrap, seed)
-    ratio = {  # perplexity's interval follows from the loss's: tuned = base · exp(difference)
-        "value": numbers[1]["perplexity"] - numbers[0]["perplexity"],
-        "ci95": [numbers[0]["perplexity"] * (float(np.exp(min(700.0, edge))) - 1) for edge in loss["ci95"]],
-        "p": loss["p"],
-        "detectable": None,
-    }
-    return Evaluation(
-        len(base.total),
-        int(base.count.sum()),
-        numbers[0],
-        numbers[1],
-        {"loss": loss, "perplexity": ratio, "token_accuracy": right},
-        {},
-    )
+def _ids(rows: Sequence[Row]) -> list[str]:
+    return [rows[index].id for index in range(len(rows))]
 
 
-def _classified(
-    base: RowLosses, tuned: RowLosses, rows: Sequence[Row], labels: Sequence[str], settings: EvaluateSettings, seed: int
-) -> Evaluation:
-    loss = paired(base.total, tuned.total, base.count, settings.bootstrap, seed)
-    size = len(rows)
-    if not rows or not isinstance(rows[0].target, int):
-        numbers = [{"loss": one.loss} for one in (base, tuned)]
-        if rows and isinstance(rows[0].target, float):
-            numbers = [{"loss": one.loss, "mse": one.loss} for one in (base, tuned)]
-        return Evaluation(size, size, numbers[0], numbers[1], {"loss": loss}, {})
-    true = np.array([row.target for row in rows])
-    made = []
-    for one in (base, tuned):
-        assert one.logits is not None
-        shares = np.exp(one.logits - one.logits.max(1, keepdims=True))
-        shares /= shares.sum(1, keepdims=True)
-        parts = classification(true, one.logits.argmax(1), labels)
-        parts["metrics"] |= {"loss": one.loss, "ece": calibration_error(shares.max(1), one.right)}
-        made.append(parts)
-    accuracy = paired(base.right, tuned.right, None, settings.bootstrap, seed)
-    extra = {"per_class": made[1]["per_class"], "confusion": made[1]["confusion"]}
-    return Evaluation(
-        size, size, made[0]["metrics"], made[1]["metrics"], {"loss": loss, "accuracy": accuracy}, {}, extra
-    )
+def _places(
+    adapted: Any, rows: Sequence[Row], examples: Mapping[str, Example], settings: EvaluateSettings, seed: int
+) -> list[int]:
+    """Rows that are answered by generation, the samples first."""
+    if adapted.task.has_head or problem_of(rows) != "tokens":
+        return []
+    return asking.choose(rows, examples, max(settings.generate_rows, settings.samples.count), seed)
 
 
-def _generated(
-    found: Evaluation, adapted: Any, examples: Sequence[Example], settings: EvaluateSettings, seed: int, emit: Emit
-) -> None:
-    """Answers by greedy generation, scored against the references, base and tuned on the same prompts."""
-    asked = [examples[i] for i in range(min(settings.generate_rows, len(examples)))]
-    asked = [example for example in asked if example.reference]
-    if not asked:
-        return
-    emit("stage", name="generate", rows=len(asked))
-    limit = settings.samples.max_new_tokens
-    tuned = answer(adapted, asked, limit, seed)
-    with adapted.off():
-        base = answer(adapted, asked, limit, seed)
-    references = [example.reference for example in asked]
-    names = None if settings.metrics == "auto" else list(settings.metrics)
-    scores = [text_scores([a.text for a in answers], references, names) for answers in (base, tuned)]
-    for one, answers in zip(scores, (base, tuned), strict=True):
-        one["stop_rate"] = np.array([float(a.finish == "stop") for a in answers])
-    for name in scores[1]:
-        found.base[name], found.tuned[name] = float(scores[0][name].mean()), float(scores[1][name].mean())
-        found.difference[name] = paired(scores[0][name], scores[1][name], None, settings.bootstrap, seed)
-    found.extra["generated_rows"] = len(asked)
-    found.extra["generations"] = [
-        {"row": e.id, "reference": e.reference, "base": b.text, "tuned": t.text}
-        for e, b, t in zip(asked[:50], base, tuned, strict=False)
-    ]
-
-
-def _extremes(
-    base: RowLosses, tuned: RowLosses, rows: Sequence[Row], whole: Sequence[Example | None]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows that gained most and rows that are worst now, with their text."""
-    means = [one.total / np.maximum(1, one.count) for one in (base, tuned)]
-    gain = means[0] - means[1]
-
-    def listed(order: np.ndarray) -> list[dict[str, Any]]:
-        return [
-            {"row": rows[i].id, "base": float(means[0][i]), "tuned": float(means[1][i]), **_text(whole[i])}
-            for i in order[:SHOWN_ROWS].tolist()
-        ]
-
-    return listed(np.argsort(-gain)), listed(np.argsort(-means[1]))
-
-
-def _text(example: Example | None) -> dict[str, str]:
-    if example is None:
-        return {}
-    asked = " ".join(turn.text for turn in example.prompt)[:500]
-    return {
-        "source": str(example.source),
-        "prompt": asked,
-        "reference": (example.reference or str(example.label or ""))[:500],
-    }
-
-
-def _predictions(
-    found: Evaluation,
-    base: RowLosses,
-    tuned: RowLosses,
+def _side(
+    adapted: Any,
     rows: Sequence[Row],
-    whole: Sequence[Example | None],
-    labels: Sequence[str],
-) -> None:
-    generated: Mapping[str, Any] = {item["row"]: item for item in found.extra.get("generations", ())}
-    for index, row in enumerate(rows):
-        example = whole[index]
-        record: dict[str, Any] = {
-            "row": row.id,
-            "source": str(example.source) if example else "",
-            "tokens": int(base.count[index]),
-            "base_loss": float(base.total[index]),
-            "tuned_loss": float(tuned.total[index]),
-            "base_right": float(base.right[index]),
-            "tuned_right": float(tuned.right[index]),
-        }
-        if tuned.logits is not None and base.logits is not None and isinstance(row.target, int):
-            record |= {
-                "label": labels[row.target],
-                "base": labels[int(base.logits[index].argmax())],
-                "tuned": labels[int(tuned.logits[index].argmax())],
-            }
-        if row.id in generated:
-            record |= {"base": generated[row.id]["base"], "tuned": generated[row.id]["tuned"]}
-        found.predictions.append(record)
+    examples: Mapping[str, Example],
+    asked: Sequence[int],
+    names: Sequence[str],
+    settings: EvaluateSettings,
+) -> Side:
+    losses = row_losses(adapted, rows, settings.batch_tokens)
+    made = None
+    if asked:
+        references = [asking.reference(adapted, rows[index], examples) for index in asked]
+        ids = asking.prompts(adapted, rows, examples, asked)
+        made = asking.answer(adapted, ids, asked, references, settings.samples.max_new_tokens)
+    return Side(losses, made, _scores(names, rows, losses, made))
+
+
+def _scores(names: Sequence[str], rows: Sequence[Row], losses: RowLosses, made: Answers | None) -> dict[str, Scored]:
+    found = scores([name for name in names if name != "loss"], rows, losses, made)
+    loss = METRICS.get("loss")(np.stack([losses.total, losses.right], axis=1), losses.count)
+    return {"loss": loss, **found}
+
+
+def _noise_floor(
+    adapted: Any, rows: Sequence[Row], base: Side, names: Sequence[str], settings: EvaluateSettings
+) -> dict[str, float]:
+    """|base − base| when the base is scored a second time in other batches: what the instrument cannot tell apart."""
+    again = row_losses(adapted, rows, max(1, settings.batch_tokens // 3))
+    texts = [name for name in names if METRICS.get(name).kind in ("text", "endings")]
+    second = _scores([name for name in names if name not in texts], rows, again, None)
+    floor = {name: abs(second[name].value - base.scores[name].value) for name in second}
+    first = base.answers
+    if first is not None and texts:
+        order = list(range(min(len(first.places), REPEATED_ANSWERS)))[::-1]
+        picked = [[part[index] for index in order] for part in (first.prompts, first.places, first.references)]
+        repeated = asking.answer(adapted, *picked, settings.samples.max_new_tokens)  # type: ignore[arg-type]
+        now = scores(texts, rows, again, repeated)
+        floor |= {name: abs(now[name].value - base.scores[name].take(order).value) for name in texts}
+    return {name: float(value) if np.isfinite(value) else 0.0 for name, value in floor.items()}
+
+
+def _primary(settings: EvaluateSettings, problem: Problem, names: Sequence[str]) -> str:
+    """The metric of the headline and the verdict: the first that the recipe names, else the task's own."""
+    if settings.metrics != "auto" and settings.metrics:
+        return settings.metrics[0]
+    return PRIMARY[problem] if PRIMARY[problem] in names else "loss"
+
+
+def _values(
+    rows: Sequence[Row],
+    base: Side,
+    tuned: Side,
+    groups: np.ndarray | None,
+    settings: EvaluateSettings,
+    seed: int,
+) -> dict[str, Any]:
+    """The contract's keys, and the losses by position."""
+    difference = {}
+    for name, score in tuned.scores.items():
+        fits = groups if groups is not None and len(score.rows) == len(groups) else None
+        difference[name] = paired(base.scores[name], score, settings.bootstrap, seed, fits)
+    made: dict[str, Any] = {
+        "split": None,
+        "rows": len(rows),
+        "supervised_tokens": int(tuned.losses.count.sum()),
+        "base": {name: _finite(score.value) for name, score in base.scores.items()},
+        "tuned": {name: _finite(score.value) for name, score in tuned.scores.items()},
+        "difference": {name: {k: _finite(v) for k, v in item.items()} for name, item in difference.items()},
+        "per_class": {},
+        "confusion": {},
+        "answers": 0 if tuned.answers is None else len(tuned.answers.places),
+    }
+    if tuned.losses.logits is None:
+        made["by_position"] = {"base": base.losses.positions(), "tuned": tuned.losses.positions()}
+    return made
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a number that does not exist (AUROC of one class) is null."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _by_class(rows: Sequence[Row], base: Side, tuned: Side, problem: Problem, labels: Sequence[str]) -> dict[str, Any]:
+    """Tuned numbers by class (the base's beside them), and the confusion matrix where there is one class a row."""
+    truth = truths(rows)
+    sides = {"base": shares(base.losses, problem), "tuned": shares(tuned.losses, problem)}
+    names = list(labels) or [str(index) for index in range(sides["tuned"].shape[1])]
+    each = {side: classes.per_class(found, truth, names) for side, found in sides.items()}
+    made: dict[str, Any] = {"per_class": each["tuned"], "per_class_base": each["base"]}
+    if problem == "single":
+        made["confusion"] = classes.confusion(sides["tuned"], truth, names)
+    return made

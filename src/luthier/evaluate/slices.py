@@ -1,68 +1,100 @@
-"""The same numbers by class, length, source and language; small slices are marked, not hidden."""
+"""Where it got better and where worse: the same comparison on parts of the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from luthier.core.types import Example, Row
-from luthier.evaluate.losses import RowLosses
+from luthier.evaluate.answers import example_of
 from luthier.metrics.resample import paired
-from luthier.metrics.words import has_chinese
+from luthier.metrics.scored import Scored
 
 SMALL = 30
-"""Rows below which a slice says little."""
-MOST = 12
-"""Slices of one kind; the rest is left out."""
+"""Slices with fewer rows are marked: their numbers say little."""
+MOST = 40
+"""Slices of one group that are listed, the largest first."""
 
 
-def slices_of(
-    base: RowLosses, tuned: RowLosses, rows: Sequence[Row], examples: Sequence[Example | None], seed: int
+def parts(rows: Sequence[Row], examples: Mapping[str, Example], lengths: np.ndarray) -> dict[str, list[str]]:
+    """group → the slice that each row is in: class, length, source file, language, task, augmentation parent."""
+    found = [example_of(rows[index].id, examples) for index in range(len(rows))]
+    made: dict[str, list[str]] = {"length": _thirds(lengths)}
+    made["class"] = ["" if e is None or not isinstance(e.label, str) else e.label for e in found]
+    made["source"] = ["" if e is None else e.source.file for e in found]
+    made["task"] = ["" if e is None else e.task or "" for e in found]
+    made["augmented"] = ["" if e is None else ("yes" if e.parent else "no") for e in found]
+    made["language"] = _languages(found)
+    return {group: names for group, names in made.items() if len(set(names)) > 1}
+
+
+def _languages(examples: Sequence[Example | None]) -> list[str]:
+    from luthier.data.language import of_text
+
+    return ["" if e is None else of_text(" ".join(turn.text for turn in e.turns)[:2000]) for e in examples]
+
+
+def _thirds(lengths: np.ndarray) -> list[str]:
+    """short, middle, long, with their bounds in tokens."""
+    if not len(lengths):
+        return []
+    low, high = (int(edge) for edge in np.quantile(lengths, [1 / 3, 2 / 3], method="nearest"))
+    if low == high:
+        return [f"up to {low} tokens" if n <= low else f"over {low} tokens" for n in lengths.tolist()]
+    names = (f"up to {low} tokens", f"{low + 1} to {high} tokens", f"over {high} tokens")
+    return [names[0] if n <= low else names[1] if n <= high else names[2] for n in lengths.tolist()]
+
+
+def compare(
+    groups: Mapping[str, Sequence[str]], base: Scored, tuned: Scored, metric: str, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """kind → slice → {"rows", "base", "tuned", "difference", "small"}, losses token-weighted."""
-    kinds = {
-        "source": [example.source.file if example else "" for example in examples],
-        "length": _quartiles(np.array([len(row.input_ids) for row in rows])),
-        "language": [_language(example) for example in examples],
-    }
-    if any(example is not None and example.label is not None for example in examples):
-        kinds["class"] = [str(example.label) if example else "" for example in examples]
+    """group → slice → {"rows", "metric", "base", "tuned", "difference", "small"}."""
     made: dict[str, dict[str, Any]] = {}
-    for kind, names in kinds.items():
-        different = sorted(set(names), key=lambda name: -names.count(name))[:MOST]
-        if len(different) > 1:
-            values = np.array(names)
-            made[kind] = {name: _slice(base, tuned, values == name, seed) for name in different}
+    for group, names in groups.items():
+        members: dict[str, list[int]] = {}
+        for index, name in enumerate(names):
+            members.setdefault(name or "(none)", []).append(index)
+        ordered = sorted(members.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST]
+        made[group] = {
+            name: {
+                "rows": len(places),
+                "metric": metric,
+                "base": {metric: base.take(places).value},
+                "tuned": {metric: tuned.take(places).value},
+                "difference": paired(base.take(places), tuned.take(places), resamples, seed),
+                "small": len(places) < SMALL,
+            }
+            for name, places in ordered
+        }
     return made
 
 
-def _slice(base: RowLosses, tuned: RowLosses, inside: np.ndarray, seed: int) -> dict[str, Any]:
-    weights = base.count[inside]
-    total = max(1.0, float(weights.sum()))
+def extremes(
+    rows: Sequence[Row], sources: Sequence[str], base: np.ndarray, tuned: np.ndarray, most: int = 10
+) -> dict[str, Any]:
+    """Rows with the largest win, the largest loss, and the highest remaining loss, by mean loss of the row."""
+    change = tuned - base
+
+    def listed(order: np.ndarray) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": rows[i].id,
+                "source": sources[i],
+                "base_loss": float(base[i]),
+                "tuned_loss": float(tuned[i]),
+                "change": float(change[i]),
+            }
+            for i in order.tolist()
+        ]
+
+    wins = [i for i in np.argsort(change, kind="stable")[:most] if change[i] < 0]
+    worse = [i for i in np.argsort(-change, kind="stable")[:most] if change[i] > 0]
     return {
-        "rows": int(inside.sum()),
-        "base": float(base.total[inside].sum() / total),
-        "tuned": float(tuned.total[inside].sum() / total),
-        "difference": paired(base.total[inside], tuned.total[inside], weights, 200, seed),
-        "small": bool(inside.sum() < SMALL),
+        "wins": listed(np.array(wins, dtype=int)),
+        "losses": listed(np.array(worse, dtype=int)),
+        "hardest": listed(np.argsort(-tuned, kind="stable")[:most]),
+        "better": int((change < 0).sum()),
+        "worse": int((change > 0).sum()),
     }
-
-
-def _quartiles(lengths: np.ndarray) -> list[str]:
-    if not len(lengths):
-        return []
-    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75]).astype(int))
-    names = []
-    for length in lengths:
-        place = int(np.searchsorted(edges, length))
-        low = int(edges[place - 1]) + 1 if place else 1
-        names.append(f"{low}–{int(edges[place])} tokens" if place < len(edges) else f"over {int(edges[-1])} tokens")
-    return names
-
-
-def _language(example: Example | None) -> str:
-    if example is None:
-        return ""
-    return "zh" if any(has_chinese(turn.text) for turn in example.turns) else "en and other"
