@@ -96,13 +96,20 @@ def _wanted(loaded: Loaded, settings: SplitSettings, sides: np.ndarray, report: 
 
 
 def _groups(pool: Examples, found: Twins, settings: SplitSettings) -> np.ndarray:
-    """The group number of every pool row."""
+    """The group number of every pool row.
+
+    Where every row names its group (a person, a document), that is what keeps rows together, with exact twins;
+    likeness would chain questions of one pattern about different people into a single group.
+    """
     size = len(pool)
     if settings.group == "none":
         return np.arange(size)
     codes: dict[str, int] = {}
     named = np.array([-1 if key is None else codes.setdefault(key, len(codes)) for key in pool.column("group")])
-    return twins.linked([found.clusters[:size], named.astype(np.int64)])
+    alike = found.clusters[:size]
+    if size and (named >= 0).all():
+        alike = np.unique(found.wholes[:size], return_inverse=True)[1]
+    return twins.linked([alike.astype(np.int64), named.astype(np.int64)])
 
 
 def _ranks(groups: np.ndarray, wholes: np.ndarray, seed: int) -> np.ndarray:
