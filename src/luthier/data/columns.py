@@ -139,17 +139,17 @@ class Builder:
         extras = [orjson.dumps(dict(row.extra), default=str).decode() if row.extra else None for row in rows]
         contexts = [turn.context for turn in turns]
         chunk = Chunk(
-            ids=pa.array([row.id for row in rows], pa.string()),
+            ids=_array([row.id for row in rows]),
             files=np.array([self._code(row.source.file) for row in rows], np.int32),
             lines=np.array([row.source.line for row in rows], np.int64),
             offsets=np.cumsum([0, *(len(row.turns) for row in rows)], dtype=np.int32),
             roles=np.array([_ROLE_CODE[turn.role] for turn in turns], np.int8),
             trains=np.array([_TRAIN_CODE[turn.train] for turn in turns], np.int8),
-            texts=pa.array([turn.text for turn in turns], pa.string()),
-            contexts=pa.array(contexts, pa.string()) if any(contexts) else None,
+            texts=_array([turn.text for turn in turns]),
+            contexts=_array(contexts) if any(contexts) else None,
             labels=_optional(labels),
             extras=_optional(extras),
-            words={name: pa.array(values, pa.string()) for name, values in words.items()},
+            words={name: _array(values) for name, values in words.items()},
         )
         self.chunks.append(chunk)
         self.nbytes += chunk.nbytes
@@ -161,7 +161,12 @@ class Builder:
 
 
 def _optional(values: list[str | None]) -> pa.Array | None:
-    return pa.array(values, pa.string()) if any(value is not None for value in values) else None
+    return _array(values) if any(value is not None for value in values) else None
+
+
+def _array(values: Sequence[str | None]) -> pa.Array:
+    """A text column from the system's allocator: Arrow's own keeps half as much again in reserve."""
+    return pa.array(values, pa.string(), memory_pool=pa.system_memory_pool())
 
 
 @dataclass

@@ -19,8 +19,10 @@ from luthier.core.errors import DataError, Problem
 
 MAX_ROW_BYTES = 32 << 20
 """A single row may not be larger: 32 MiB is far above any context window and far below any memory."""
-BOMB_BYTES, BOMB_RATIO = 256 << 20, 200
-"""Refuse what unpacks to more than 256 MiB and more than 200 times its size (text packs 3-10 times)."""
+BOMB_BYTES, BOMB_RATIO = 64 << 20, 200
+"""Refuse what unpacks to more than 64 MiB and more than 200 times its size (text packs 3-10 times)."""
+MAX_BLANK = 500_000
+"""So many empty lines in a row are no data, and reading on would only cost time."""
 BLOCK = 1 << 20
 COMPRESSED = (".gz", ".zst")
 _BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -150,13 +152,14 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, int, bytes
     """(1-based line, byte offset of its start in the UTF-8 text, line without its end) for every line."""
     number, offset = 1, 0
     rest: list[bytes] = []
-    size = 0
+    size = blank = 0
     for block in utf8_blocks(path, encoding):
         parts = block.split(b"\n")
         if len(parts) > 1:
             first = b"".join([*rest, parts[0]])
             yield number, offset, first.removesuffix(b"\r")
             number, offset = number + 1, offset + len(first) + 1
+            blank = _blank_run(parts, blank, path, number)
             for part in parts[1:-1]:
                 yield number, offset, part.removesuffix(b"\r")
                 number, offset = number + 1, offset + len(part) + 1
@@ -168,6 +171,15 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, int, bytes
     last = b"".join(rest)
     if last:
         yield number, offset, last.removesuffix(b"\r")
+
+
+def _blank_run(parts: list[bytes], before: int, path: Path, line: int) -> int:
+    """How many blank lines end these parts. A block of nothing else adds to the run of the block before."""
+    if any(parts):
+        return 0
+    if before + len(parts) > MAX_BLANK:
+        raise DataError(f"more than {MAX_BLANK} empty lines in a row", where=f"{path}:{line}", remedy="is it damaged?")
+    return before + len(parts)
 
 
 def too_large(path: Path, line: int) -> DataError:
