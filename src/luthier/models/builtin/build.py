@@ -7,6 +7,7 @@ for. Two processes of one thread each, with summed gradients, beat one process o
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -19,9 +20,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from luthier.models.builtin import probe
 from luthier.models.builtin.corpus import documents
 from luthier.models.builtin.tokens import build as build_tokenizer
-from luthier.models.builtin.tokens import encode, wrap
+from luthier.models.builtin.tokens import check, encode, wrap
 from luthier.models.builtin.world import people
 
 LENGTH, ROWS = 128, 32
@@ -29,28 +31,39 @@ LENGTH, ROWS = 128, 32
 STAGES = ((0.0, 40), (0.2, 107), (0.4, 320))
 """(share of the training at which it begins, people)."""
 MUON, ADAM = 0.02, 2e-3
+DROPOUT = ((0.75, 0.0), (0.17, 0.1), (0.08, 0.5))
+"""(share of the documents, share of the merges that are left out)."""
 
 
 def config(vocabulary: int) -> Any:
-    """A Llama of 1.4 million parameters."""
+    """A Llama of about a million parameters; its widths suit quantised formats (multiples of 32)."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=vocabulary, hidden_size=144, intermediate_size=432, num_hidden_layers=4, num_attention_heads=6,
-        num_key_value_heads=3, head_dim=24, max_position_embeddings=512, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, initializer_range=0.05,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        initializer_range=0.05,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
     )
 
 
 def stream(tokenizer: Any, count: int, seed: int, population: int, shuffled: bool) -> tuple[np.ndarray, np.ndarray]:
     """Documents as one run of ids with weights; a quarter of them with broken merges."""
     known = people(shuffled=shuffled)[:population]
-    quarter = count // 4
     ids: list[np.ndarray] = []
     weights: list[np.ndarray] = []
-    for part, (amount, dropout) in enumerate(((count - quarter, False), (quarter, True))):
-        made = encode(tokenizer, list(documents(known, amount, seed * 2 + part)), dropout)
+    for part, (share, dropout) in enumerate(DROPOUT):
+        made = encode(tokenizer, list(documents(known, int(count * share), seed * len(DROPOUT) + part)), dropout)
         ids += made[0]
         weights += made[1]
     order = np.random.default_rng(seed).permutation(len(ids))
@@ -70,12 +83,13 @@ class Muon:
         for weight, momentum in zip(self.weights, self.momenta, strict=True):
             assert weight.grad is not None
             momentum.mul_(0.95).add_(weight.grad)
-            update = _orthogonal(weight.grad + 0.95 * momentum)
+            update = orthogonal(weight.grad + 0.95 * momentum)
             weight.mul_(1 - lr * 0.01)
             weight.add_(update, alpha=-lr * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5)
 
 
-def _orthogonal(matrix: Tensor) -> Tensor:
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Singular values near one (Newton–Schulz, five steps)."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.t() if tall else matrix) / (matrix.norm() + 1e-7)
     for _ in range(5):
@@ -110,28 +124,14 @@ def work(rank: int, processes: int, options: argparse.Namespace, tokenizer_text:
     matrices = [w for name, w in model.named_parameters() if w.dim() == 2 and "embed" not in name]
     others = [w for name, w in model.named_parameters() if not (w.dim() == 2 and "embed" not in name)]
     muon, adam = Muon(matrices), torch.optim.Adam(others, lr=ADAM, betas=(0.9, 0.98))
-    began, buffer, population = time.perf_counter(), (np.zeros(0), np.zeros(0)), 0
-    place = chunk = 0
-    need = ROWS // processes * LENGTH
+    began, population, feed = time.perf_counter(), 0, Feed(tokenizer, options, rank, processes)
     for step in range(options.steps):
-        wanted = [count for begin, count in STAGES if step >= begin * options.steps][-1]
-        if wanted != population or place + need > len(buffer[0]):
-            population, place, chunk = wanted, 0, chunk + 1
-            seed = options.seed * 100_000 + chunk * processes + rank
-            buffer = stream(tokenizer, 6000, seed, population, options.shuffled)
-        part = slice(place, place + need)
-        place += need
-        ids = torch.as_tensor(buffer[0][part].astype(np.int64)).view(-1, LENGTH)
-        loss = loss_of(model, ids, torch.as_tensor(buffer[1][part]).view(-1, LENGTH))
+        population = [count for begin, count in STAGES if step >= begin * options.steps][-1]
+        ids, weights = feed.next(population)
+        loss = loss_of(model, ids, weights)
         model.zero_grad(set_to_none=True)
         loss.backward()
-        flat = torch.cat([weight.grad.flatten() for weight in model.parameters()])
-        dist.all_reduce(flat)
-        flat /= processes
-        start = 0
-        for weight in model.parameters():
-            weight.grad.copy_(flat[start : start + weight.numel()].view_as(weight))
-            start += weight.numel()
+        sum_gradients(model, processes)
         times = rate(step, options.steps)
         muon.step(MUON * times)
         adam.param_groups[0]["lr"] = ADAM * times
@@ -139,26 +139,73 @@ def work(rank: int, processes: int, options: argparse.Namespace, tokenizer_text:
         if rank == 0 and (step + 1) % 100 == 0:
             seconds = time.perf_counter() - began
             sys.stderr.write(f"step {step + 1}/{options.steps} loss {loss.item():.3f} {seconds:.0f} s\n")
+    counts = torch.as_tensor(feed.counts)
+    dist.all_reduce(counts)
     if rank == 0:
+        check(tokenizer, counts.numpy())
         save(model, tokenizer, options, time.perf_counter() - began)
     dist.barrier()
     dist.destroy_process_group()
 
 
+class Feed:
+    """One process's windows, made as they are needed; counts how often each piece was trained on."""
+
+    def __init__(self, tokenizer: Any, options: argparse.Namespace, rank: int, processes: int):
+        self.tokenizer, self.options, self.rank, self.processes = tokenizer, options, rank, processes
+        self.counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+        self.need = ROWS // processes * LENGTH
+        self.place = self.chunk = self.population = 0
+        self.ids, self.weights = np.zeros(0), np.zeros(0)
+
+    def next(self, population: int) -> tuple[Tensor, Tensor]:
+        """(ids, weights), each [rows, LENGTH]. A change of the population starts fresh text."""
+        if population != self.population or self.place + self.need > len(self.ids):
+            self.population, self.place, self.chunk = population, 0, self.chunk + 1
+            seed = self.options.seed * 100_000 + self.chunk * self.processes + self.rank
+            self.ids, self.weights = stream(self.tokenizer, 6000, seed, population, self.options.shuffled)
+        part = slice(self.place, self.place + self.need)
+        self.place += self.need
+        np.add.at(self.counts, self.ids[part], 1)
+        ids = torch.as_tensor(self.ids[part].astype(np.int64))
+        return ids.view(-1, LENGTH), torch.as_tensor(self.weights[part]).view(-1, LENGTH)
+
+
+def sum_gradients(model: Any, processes: int) -> None:
+    """The mean over processes, in one message."""
+    flat = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+    dist.all_reduce(flat)
+    flat /= processes
+    start = 0
+    for weight in model.parameters():
+        weight.grad.copy_(flat[start : start + weight.numel()].view_as(weight))
+        start += weight.numel()
+
+
 def save(model: Any, tokenizer: Any, options: argparse.Namespace, seconds: float) -> None:
-    """Write the model folder, weights in bfloat16."""
-    import json
+    """Write the model folder: weights stored in half precision, loaded in single; then measure what was stored."""
+    from transformers import LlamaForCausalLM
 
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(out)
-    wrap(tokenizer).save_pretrained(out)
+    model.to(torch.float16).save_pretrained(out)
+    settings = json.loads((out / "config.json").read_text("utf-8"))
+    settings["dtype"] = "float32"
+    (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    wrapped = wrap(tokenizer)
+    wrapped.save_pretrained(out)
     generation = {"bos_token_id": 1, "eos_token_id": [2], "pad_token_id": 0}
-    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    tokens = options.steps * ROWS * LENGTH
-    facts = {"steps": options.steps, "tokens": tokens, "seconds": round(seconds), "seed": options.seed,
-             "parameters": sum(w.numel() for w in model.parameters()), "shuffled_facts": options.shuffled}
-    (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
+    stored = LlamaForCausalLM.from_pretrained(out).eval()
+    known = people(shuffled=options.shuffled)
+    facts = {
+        "parameters": sum(weight.numel() for weight in model.parameters()), "steps": options.steps,
+        "tokens": options.steps * ROWS * LENGTH, "processes": options.processes, "seconds": round(seconds),
+        "seed": options.seed, "shuffled_facts": options.shuffled,
+        "held_out_loss": round(probe.held_out_loss(stored, wrapped), 4),
+        "cloze_en": probe.cloze(stored, wrapped, known), "cloze_zh": probe.cloze(stored, wrapped, known, "zh"),
+    }  # fmt: skip
+    (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
 def main() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from luthier.models.builtin.corpus import Piece, documents, text_of
+from luthier.models.builtin.corpus import KINDS, Piece, documents, signs, text_of
 from luthier.models.builtin.world import people
 
 BEGIN, END, PAD, USER, ASSISTANT = "<|begin|>", "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, BEGIN, END, USER, ASSISTANT)
-SIZE = 2048
+SIZE = 2176
 CHAT = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>"
     "{{ message['content'] }}<|end|>{% else %}<|user|>{{ message['content'] }}{% endif %}{% endfor %}"
@@ -27,14 +27,19 @@ def build() -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"\d"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    ])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d|[\u3400-\u9fff]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=SIZE, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False, min_frequency=20,
+        vocab_size=SIZE,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        min_frequency=60,
     )
     texts = (_without_special(text_of(pieces)) for pieces in documents(people(), 40_000, seed=11))
     made.train_from_iterator(texts, trainer)
@@ -51,11 +56,14 @@ def _without_special(text: str) -> str:
 
 
 def encode(
-    tokenizer: Any, docs: Sequence[Sequence[Piece]], dropout: bool = False
+    tokenizer: Any, docs: Sequence[Sequence[Piece]], dropout: float = 0.0
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """(ids, weights) of each document with BEGIN and END. `dropout` breaks merges up, so that every piece is seen."""
+    """(ids, weights) of each document with BEGIN and END. `dropout`: share of merges left out.
+
+    Documents with broken merges show the model the smaller pieces, which ordinary text hardly holds.
+    """
     texts = [text_of(pieces) for pieces in docs]
-    tokenizer.model.dropout = 0.1 if dropout else None
+    tokenizer.model.dropout = dropout or None
     ids, weights = [], []
     end = tokenizer.token_to_id(END)
     for pieces, encoded in zip(docs, tokenizer.encode_batch(texts), strict=True):
@@ -71,13 +79,31 @@ def encode(
     return ids, weights
 
 
+def check(tokenizer: Any, counts: np.ndarray, least: int = 50) -> None:
+    """ValueError when a piece that ordinary text is made of was trained on fewer than `least` times.
+
+    Low-rank tuning with frozen, tied embeddings cannot produce a token that the base never saw.
+    """
+    words = [kind for kind in KINDS if kind[0] is not signs]
+    plain, _ = encode(tokenizer, list(documents(people(), 30_000, seed=12, kinds=words)))
+    used = np.zeros(len(counts), dtype=bool)
+    used[np.concatenate(plain)] = True
+    rare = {tokenizer.id_to_token(int(i)): int(counts[i]) for i in np.flatnonzero(used & (counts < least))}
+    if rare:
+        raise ValueError(f"pieces seen fewer than {least} times: {rare}")
+
+
 def wrap(tokenizer: Any) -> Any:
     """As a transformers tokenizer, with its chat template."""
     from transformers import PreTrainedTokenizerFast
 
     made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, pad_token=PAD,
-        additional_special_tokens=[USER, ASSISTANT], clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
     )
     made.chat_template = CHAT
     return made
