@@ -33,13 +33,24 @@ def _page(found: dict[str, Any], resolved: str) -> None:
 
     from luthier.cli.console import failure, out, safe, table, warning
     from luthier.core.errors import Problem
+    from luthier.report import inspection, words
     from luthier.report.render import flat
 
     console = out()
     console.print(Text("recipe", style="bold"))
     console.print(safe(resolved))
-    for part in ("data", "model", "plan"):
-        values = {name: value for name, value in found.get(part, {}).items() if name != "by_weight"}
+    manifest = found.get("data", {})
+    texts = words.table("en")
+    lines = inspection.table(manifest)
+    if lines:
+        table(("data", *inspection.SPLITS), [(texts[f"data.{name}"], *values) for name, values in lines])
+    else:
+        table(("data", ""), flat(manifest.get("rows", {}), "rows"))
+    table(("", ""), [(texts[f"data.{name}"], value) for name, value in inspection.facts(manifest)])
+    for part in ("model", "plan"):
+        values = {
+            name: value for name, value in found.get(part, {}).items() if name not in ("by_weight", "fingerprint")
+        }
         if values:
             table((part, ""), flat(values))
     if found.get("preview"):

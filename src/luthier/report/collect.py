@@ -71,7 +71,7 @@ def collect(run: RunDir) -> Facts:
         metrics=_json(run.metrics, {}, unreadable),
         samples=clean(_lines(run.samples))[:MOST_SAMPLES],
         health=_json(run.health, {}, unreadable),
-        data=_json(run.manifest, {}, unreadable),
+        data=_without_ids(_json(run.manifest, {}, unreadable)),
         preview=_text(run.preview, MOST_PREVIEW),
         cost=cost(run, events),
         environment=_json(run.environment, {}, unreadable),
@@ -149,6 +149,14 @@ def clean(value: Any) -> Any:
     if isinstance(value, float):
         return number(value)
     return value
+
+
+def _without_ids(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest without the ids of every row of every split: they stay in data/manifest.json."""
+    split = manifest.get("split")
+    if isinstance(split, dict):
+        manifest["split"] = {key: value for key, value in split.items() if key != "ids"}
+    return manifest
 
 
 def _by_kind(events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -32,6 +32,8 @@ class Headline:
     high: float | None = None
     p: float | None = None
     noise_floor: float | None = None
+    detectable: float | None = None
+    """The smallest true difference that this many rows can show."""
     rows: int | None = None
     few_rows: bool = False
 
@@ -41,13 +43,15 @@ class Headline:
 
 
 def main_metric(metrics: Mapping[str, Any], task: str) -> str | None:
-    """The metric of the headline: named by the measurement itself, else the first of the task's order."""
+    """The metric of the headline: named by the measurement itself, else the first of the task's order that has
+    an interval, else the first that was measured at all."""
     base, tuned = metrics.get("base") or {}, metrics.get("tuned") or {}
-    named = metrics.get("primary")
-    for name in (named, *ORDER.get(task, ()), "loss", *tuned):
-        if name and number(base.get(name)) is not None and number(tuned.get(name)) is not None:
-            return str(name)
-    return None
+    order = (metrics.get("primary"), *ORDER.get(task, ()), "loss", *tuned)
+    names = [name for name in order if name and number(base.get(name)) is not None]
+    measured = [str(name) for name in names if number(tuned.get(name)) is not None]
+    differences = metrics.get("difference") or {}
+    sure = [name for name in measured if interval(differences.get(name) or {})[0] is not None]
+    return next(iter([*sure, *measured]), None)
 
 
 def judge(metrics: Mapping[str, Any], task: str) -> Headline:
@@ -75,6 +79,7 @@ def judge(metrics: Mapping[str, Any], task: str) -> Headline:
         high,
         number(difference.get("p")),
         floor or None,
+        number(difference.get("detectable")),
         int(rows) if rows is not None else None,
         rows is not None and rows < FEW_ROWS,
     )

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
-from luthier.report import words
+from luthier.report import inspection, words
 from luthier.report.collect import Facts, number
 from luthier.report.headline import LOWER_IS_BETTER, interval, noise_floor, significant
 from luthier.report.samples import text_of
@@ -63,7 +63,10 @@ def page(facts: Facts, story: Mapping[str, Any], texts: dict[str, str], png: byt
         samples=[sample(item) for item in facts.samples],
         tokens=[line for item in facts.samples if (line := token_lines(item))],
         layers=heatmap(facts.health.get("layers")),
-        data=flat({key: value for key, value in facts.data.items() if key != "sources"}),
+        data=inspection.facts(facts.data),
+        data_table=inspection.table(facts.data),
+        splits=inspection.SPLITS,
+        extremes=[(name, extremes(facts.metrics.get(f"{name}_rows"))) for name in ("best", "worst")],
         env=flat(facts.environment),
         version=_version(),
     )
@@ -227,12 +230,31 @@ def confusion(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"labels": labels, "rows": rows}
 
 
+def extremes(found: Any) -> list[dict[str, Any]]:
+    """Rows of `best_rows` or `worst_rows` with their losses and what was asked."""
+    rows = [item for item in found or () if isinstance(item, Mapping)]
+    return [
+        {
+            "row": item.get("source") or item.get("row"),
+            "base": number(item.get("base")),
+            "tuned": number(item.get("tuned")),
+            "asked": text_of(item.get("prompt")),
+        }
+        for item in rows[:5]
+    ]
+
+
 def sample(item: Mapping[str, Any]) -> dict[str, Any]:
     """One sample with plain texts, None where a part is absent."""
     parts = {name: text_of(item[name]) if name in item else None for name in ("prompt", "reference", "base", "tuned")}
     sampled = item.get("sampled", item.get("tuned_sampled"))
     losses = (number(item.get("base_loss")), number(item.get("tuned_loss")))
-    return {**parts, "sampled": None if sampled is None else text_of(sampled), "id": item.get("id"), "losses": losses}
+    return {
+        **parts,
+        "sampled": None if sampled is None else text_of(sampled),
+        "id": item.get("source") or item.get("row") or item.get("id"),
+        "losses": losses,
+    }
 
 
 def token_lines(item: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -245,7 +267,7 @@ def token_lines(item: Mapping[str, Any]) -> dict[str, Any] | None:
         if isinstance(entry, list | tuple) and len(entry) == 3:
             for place, name in ((1, "base"), (2, "tuned")):
                 lines[name].append((words.plain(entry[0]), shade(min(1.0, (number(entry[place]) or 0.0) / 8.0))))
-    return {"id": item.get("id"), **lines}
+    return lines
 
 
 def heatmap(layers: Any) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ def as_text(samples: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> s
 
 
 def _block(number: int, sample: Mapping[str, Any], texts: Mapping[str, str]) -> str:
-    lines = [f"── {number} ── {show(sample.get('id'))}".replace("\n", " ")]
+    lines = [f"── {number} ── {show(sample.get('source') or sample.get('row') or sample.get('id'))}".replace("\n", " ")]
     for part in PARTS:
         if part in sample:
             lines.append(f"{texts[f'samples.{part}']}:")

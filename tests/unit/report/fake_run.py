@@ -85,6 +85,27 @@ METRICS = {
         "exact_match": {"value": 0.61, "ci95": [0.52, 0.70], "p": 0.0002},
         "stop_rate": {"value": 0.01, "ci95": [-0.02, 0.04], "p": 0.6},
     },
+    "noise_floor": {"loss": 1e-6},
+    "slices": {
+        "length": {
+            "1 to 32 tokens": {
+                "rows": 80,
+                "base": 3.3,
+                "tuned": 0.7,
+                "difference": {"value": -2.6, "ci95": [-2.8, -2.4]},
+            },
+            "33 to 128 tokens": {
+                "rows": 12,
+                "base": 3.0,
+                "tuned": 1.1,
+                "difference": {"value": -1.9, "ci95": [-2.4, -1.2]},
+            },
+        }
+    },
+    "best_rows": [
+        {"row": "train.json:7", "base": 5.0, "tuned": 0.1, "source": "train.json:7", "prompt": "Who is Ada?"}
+    ],
+    "worst_rows": [{"row": "train.json:9", "base": 5.0, "tuned": 4.1, "source": "train.json:9", "prompt": "Why?"}],
 }
 
 
@@ -131,13 +152,37 @@ def health(verdict: str = "ok") -> dict:
     return {"verdict": verdict, "diagnoses": diagnoses, "layers": layers}
 
 
+def _tokens(rows: int) -> dict:
+    return {
+        "rows": rows,
+        "tokens": rows * 98,
+        "trained_tokens": rows * 33,
+        "lengths": {"min": 53, "median": 94.0, "mean": 98.0, "p95": 146.0, "max": 206},
+        "histogram": [{"upto": 64, "rows": 2}, {"upto": 128, "rows": rows - 2}],
+        "cut": {"prompt_cut": 3, "windows": 0, "dropped": 0, "tokens_cut": 0},
+        "dropped": 0,
+        "trained_per_row": {"min": 4, "median": 29.0},
+        "without_trained": 0,
+        "stop_trained": rows,
+    }
+
+
 MANIFEST = {
     "sources": [{"path": "data/train.json", "sha256": "ab" * 32, "rows": 1100, "format": "instruction"}],
-    "rows": {"read": 1100, "repaired": 2, "dropped": 1},
-    "duplicates": {"exact": 4, "near": 9},
-    "lengths": {"p50": 41, "p95": 88, "longest": 128},
-    "eos_trained": 1.0,
-    "bos_count": 1,
+    "read": 1100,
+    "repaired": {"count": 2, "listed": []},
+    "dropped": {"count": 1, "listed": []},
+    "template": "alpaca",
+    "split": {
+        "seed": 42,
+        "by": "group",
+        "groups": 686,
+        "ids": {"train": ["train.json:1"], "validation": [], "test": []},
+    },
+    "tokens": {"train": _tokens(880), "validation": _tokens(110), "test": _tokens(110)},
+    "labels": {},
+    "duplicates": {"inside": {"train": {"rows": 880, "exact": 4, "near": 9}}},
+    "language": {"found": {"en": {"rows": 1000, "share": 0.91}, "zh": {"rows": 99, "share": 0.09}}},
 }
 
 
