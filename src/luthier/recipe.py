@@ -122,6 +122,11 @@ class Recipe(Settings):
                     tail = item.where.partition(".")[2]
                     where = document.where(f"{key}.{tail}" if tail else key)
                     problems.append(Problem(item.what, where, item.remedy))
+        recomputed = self.train.activation_checkpointing and not problems
+        if recomputed and not getattr(METHODS.parse(self.method), "supports_activation_checkpointing", True):
+            what = "a prefix is lost when layers are recomputed (activation checkpointing)"
+            remedy = "train.activation_checkpointing: false, or method: prompt or lora"
+            problems.append(Problem(what, document.where("train.activation_checkpointing"), remedy))
         if problems:
             raise RecipeError("the recipe has faults", problems=problems)
 

@@ -125,15 +125,18 @@ def batch(head: bool, some: list[Row] | None = None) -> Batch:
     )
 
 
-def outputs(base: Base, attached: Any, given: Batch | None = None) -> Tensor:
-    """[T, vocabulary] logits of the flat tokens, or [S, labels]."""
+def outputs(
+    base: Base, attached: Any, given: Batch | None = None, layout: str = "padded", checkpointing: bool = False
+) -> Tensor:
+    """[T, vocabulary] logits of the flat tokens, or [S, labels]. Prefixes on encoders only have the flat layout."""
     head = bool(base.head)
     given = batch(head) if given is None else given
     if base.kind == "encoder_decoder":
         return _seq2seq(base, given)
     virtual = None if attached is None else attached.virtual(given)
-    layout = "flat" if base.kind == "encoder" and virtual is not None and virtual.prefix is not None else "padded"
-    states = forward.hidden(base, given, virtual, layout)
+    if base.kind == "encoder" and virtual is not None and virtual.prefix is not None:
+        layout = "flat"
+    states = forward.hidden(base, given, virtual, layout, checkpointing)
     return forward.row_logits(base, given, states, virtual, layout) if head else forward.logits(base, states)
 
 
@@ -145,9 +148,9 @@ def _seq2seq(base: Base, given: Batch) -> Tensor:
     return torch.cat(made)
 
 
-def loss(base: Base, attached: Any) -> Tensor:
+def loss(base: Base, attached: Any, checkpointing: bool = False) -> Tensor:
     """A scalar that every trained weight should move."""
-    made = outputs(base, attached)
+    made = outputs(base, attached, checkpointing=checkpointing)
     source = torch.Generator().manual_seed(1)
     return (torch.log_softmax(made, -1) * torch.rand(made.shape, generator=source)).sum()
 

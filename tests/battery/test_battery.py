@@ -10,7 +10,7 @@ import cells as battery
 import models as tiny
 import pytest
 from cells import Cell
-from properties import PROPERTIES
+from properties import PROPERTIES, falls
 
 from luthier.core.errors import LuthierError
 from luthier.methods import METHODS
@@ -41,6 +41,14 @@ def test_cell(cell: Cell) -> None:
     RESULTS[cell] = found
     wrong = {name: result for name, result in found.items() if result.startswith("no")}
     assert not wrong, f"{cell}: {wrong}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [pytest.param(c, id=str(c)) for c in _MEMBERS if c.kind in ("llama", "bert")])
+def test_loss_falls(cell: Cell) -> None:
+    """Twenty rows are learnt."""
+    if (cell.name, cell.kind) not in battery.ABSENT:
+        assert falls(cell) == "yes"
 
 
 @pytest.mark.parametrize(("name", "kind"), sorted(battery.ABSENT), ids="-".join)

@@ -33,6 +33,9 @@ class Attached(Protocol):
     peft_type: str | None
     """PEFT's name of the saved format, None for formats of our own (then `luthier.json` describes it)."""
 
+    lr_factors: Mapping[str, float]
+    """Weight name → factor on the learning rate; absent names have factor 1 (LoRA+, parts of a stack)."""
+
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Every trained weight by a stable name, task head included."""
 
@@ -76,6 +79,9 @@ class Method(Protocol):
     @classmethod
     def reload(cls, folder: Path, base: Base, trainable: bool = False) -> Attached:
         """Read what `save` wrote (or what another tool wrote in PEFT's format), through the gate."""
+
+    # Optional: `supports_activation_checkpointing: ClassVar[bool]` (absent: True), known before anything loads;
+    # `lr_for(base) -> float`, the default rate for this model (absent: `default_lr`).
 
     def formula(self, base: Base) -> int:
         """Trainable parameters by formula, to be compared with the count."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class DynamicPrefix:
     """A prefix that depends on the input."""
 
+    supports_activation_checkpointing: ClassVar[bool] = False
+    """transformers drops the cache, and with it the prefix, when it recomputes a layer."""
     default_lr = 3e-3
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
     lr_reason = "between the bare prefix (1e-2) and a network (1e-3)"

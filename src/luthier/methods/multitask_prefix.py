@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class MultitaskPrefix:
     """One prefix for each task, over one base."""
 
+    supports_activation_checkpointing: ClassVar[bool] = False
+    """transformers drops the cache, and with it the prefix, when it recomputes a layer."""
     default_lr = 1e-2
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
     lr_reason = "the same as a single prefix: tasks do not share weights"

@@ -30,6 +30,8 @@ PEFT_TYPE = "PREFIX_TUNING"
 class Prefix:
     """Trained keys and values before every layer's own."""
 
+    supports_activation_checkpointing: ClassVar[bool] = False
+    """transformers drops the cache, and with it the prefix, when it recomputes a layer."""
     default_lr = 1e-2
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
     lr_reason = (

@@ -71,6 +71,8 @@ class Stack:
         self.params = params or self.Params(preset="mam")
         self.gates = self.params.gates or self.params.preset == "unipelt"
         self.members = [METHODS.parse(spec) for spec in self._specs()]
+        kept = [getattr(member, "supports_activation_checkpointing", True) for member in self.members]
+        self.supports_activation_checkpointing = all(kept)
         self.members.sort(key=lambda member: ORDER.get(member.name, VIRTUAL_ORDER))
 
     def _specs(self) -> list[dict[str, Any]]:
