@@ -235,7 +235,10 @@ class Examples(Sequence[Example]):
 
     def column(self, name: str) -> list[str | None]:
         """One of id, group, split, task, parent, rejected for every row, without building Examples."""
-        return self._values(lambda chunk: chunk.ids if name == "id" else chunk.words.get(name))
+        found = self._values(lambda chunk: chunk.ids if name == "id" else chunk.words.get(name))
+        for at, ending in self.suffixes.items() if name == "id" else ():
+            found[at] = f"{found[at]}{ending}"
+        return found
 
     def label_texts(self) -> list[str | None]:
         """The labels as JSON texts, without building Examples."""

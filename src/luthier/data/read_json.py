@@ -109,16 +109,13 @@ class Scanner:
         self._source = utf8_blocks(path, encoding)
         self._rest = b""
         self._text, self._at, self._ended = "", 0, False
-        self._line, self._bytes, self._lead = 1, 0, 0
+        self._line, self._column, self._bytes = 1, 0, 0
 
     def _more(self) -> bool:
         """Fetch another block; forget what was consumed."""
         if self._ended:
             return False
-        passed = self._text[: self._at]
-        self._line += passed.count("\n")
-        self._bytes += len(passed.encode("utf-8"))
-        self._text, self._at = self._text[self._at :], 0
+        self._forget()
         want = max(1, len(self._text))  # doubling keeps retries of a large value linear
         parts, size = [self._rest], 0
         for block in self._source:
@@ -156,11 +153,17 @@ class Scanner:
     @property
     def line(self) -> int:
         """1-based line of the current place."""
+        self._forget()
+        return self._line
+
+    def _forget(self) -> None:
+        """Drop what was consumed, and remember the line, column and byte where the rest begins."""
         passed = self._text[: self._at]
-        self._line += passed.count("\n")
+        breaks = passed.count("\n")
+        self._line += breaks
+        self._column = len(passed) - passed.rfind("\n") - 1 if breaks else self._column + len(passed)
         self._bytes += len(passed.encode("utf-8"))
         self._text, self._at = self._text[self._at :], 0
-        return self._line
 
     def take(self, allowed: str) -> str:
         """Consume one of the allowed characters."""
@@ -212,7 +215,7 @@ class Scanner:
     def _syntax(self, error: json.JSONDecodeError) -> DataError:
         before = self._text[: error.pos]
         line = self._line + before.count("\n")
-        column = error.pos - (before.rfind("\n") + 1) + 1
+        column = len(before) - before.rfind("\n") if "\n" in before else self._column + len(before) + 1
         place = self._bytes + len(before.encode("utf-8"))
         what = "the file is cut off" if not self._text[error.pos :].strip() else f"not JSON: {error.msg}"
         return DataError(

@@ -69,7 +69,7 @@ def split(loaded: Loaded, settings: SplitSettings, task: str) -> Splits:
             strata = _strata(pool, settings, task, report)
             sides[limited] = assign(groups[limited], strata[limited], _counts(len(limited), wanted))
     _not_empty(sides, wanted)
-    return _finish(loaded, settings, parts, sides, order, groups, found, report)
+    return _finish(loaded, settings, task, parts, sides, order, groups, found, report)
 
 
 def _tagged(pool: Examples) -> np.ndarray:
@@ -177,7 +177,7 @@ def _not_empty(sides: np.ndarray, wanted: tuple[float, float]) -> None:
 
 
 def _finish(
-    loaded: Loaded, settings: SplitSettings, parts: list[Examples], sides: np.ndarray, order: np.ndarray,
+    loaded: Loaded, settings: SplitSettings, task: str, parts: list[Examples], sides: np.ndarray, order: np.ndarray,
     groups: np.ndarray, found: Twins, report: dict[str, Any],
 ) -> Splits:  # fmt: skip
     pool = loaded.examples
@@ -186,6 +186,8 @@ def _finish(
     for name, rows in loaded.given.items():
         chosen[name] = rows
         everywhere.append(np.full(len(rows), SIDES.index(name), np.int8))
+    if task == "classify":
+        split_report.refuse_unseen(chosen)
     chosen["train"] = _weighted(chosen["train"], loaded.weights, settings.seed)
     everything = np.concatenate(everywhere)
     sizes = np.unique(groups, return_counts=True)[1]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from luthier.core.errors import DataError, Problem
 from luthier.data.columns import Examples
 from luthier.data.twins_find import Twins
 
@@ -26,6 +27,30 @@ def balance(sides: Mapping[str, Examples]) -> dict[str, dict[str, int]]:
         if not counts or len(counts) > MANY:
             continue
         found[name] = {_shown(text): count for text, count in counts.most_common()}
+    return found
+
+
+def refuse_unseen(sides: Mapping[str, Examples]) -> None:
+    """DataError for classes that stand in validation or test but not in train: nothing could learn them."""
+    known = _names_of(sides["train"].label_texts())
+    problems = []
+    for side in _NAMES[1:]:
+        texts = sides[side].label_texts()
+        for name in sorted(_names_of(texts) - known):
+            rows = [at for at, text in enumerate(texts) if text is not None and name in _names_of([text])]
+            what = f"the class {name!r} stands in {side} ({len(rows)} rows) but not in train"
+            where = str(sides[side][rows[0]].source)
+            problems.append(Problem(what, where, "add training rows of this class, mend the name, or remove these"))
+    if problems:
+        raise DataError(problems[0].what, problems=problems)
+
+
+def _names_of(texts: Sequence[str | None]) -> set[str]:
+    """Class names in label texts; the values of a regression are none."""
+    found: set[str] = set()
+    for text in set(texts) - {None}:
+        value = orjson.loads(str(text))
+        found |= {name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)}
     return found
 
 
