@@ -156,7 +156,7 @@ def _build(
     if settings.quantize != "none":
         from luthier.models.quantized import quantization
 
-        options["quantization_config"] = quantization(settings.quantize, config)
+        options["quantization_config"] = quantization(settings.quantize)
         options["device_map"] = {"": _device(settings.device)}
     with quiet():
         try:

@@ -192,3 +192,12 @@ def test_a_context_plan_is_built_in() -> None:
     assert base.anatomy.window == 256
     assert base.context == plan
     assert torch.allclose(base.model.model.rotary_emb.inv_freq * 4, plain.model.model.rotary_emb.inv_freq)
+
+
+def test_quantised_base_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told as an extra to install, not as an ImportError."""
+    from luthier.core.errors import MissingExtra
+
+    monkeypatch.setattr("luthier.models.quantized.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="quant"):
+        load(tiny.folder("llama"), quantize="nf4")
