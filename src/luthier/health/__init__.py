@@ -1,1 +1,1 @@
-"""Is the adapter alive, sane and the right one? Probes measure, diagnoses judge."""
+"""Is the adapter alive and well? Probes give numbers, diagnoses judge them, a self-test plants every fault."""

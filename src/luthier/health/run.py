@@ -1,106 +1,75 @@
-"""Diagnose an adapted model: measure on a fixed probe set, judge by every registered diagnosis."""
+"""From an adapted model and a few rows to health.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-import torch
 
 from luthier.core.events import Emit, silent
 from luthier.core.seeding import generator
-from luthier.core.types import IGNORE, Row
-from luthier.health import probes
-from luthier.health.diagnoses import DIAGNOSES
-from luthier.health.finding import Finding, verdict
+from luthier.core.types import Row
+from luthier.health.diagnoses import DIAGNOSES, Finding
+from luthier.health.facts import Facts, LayerNumbers
 
-LAYER_FIELDS = (
-    "activation_entropy",
-    "activation_rate",
-    "relative_strength",
-    "weight_norm_ratio",
-    "effective_rank",
-    "gradient_norm",
-)
+PROBES = 32
+"""Rows that are looked at; the same for every run with the same seed and rows."""
+SEVERITY = {"fail": 0, "warn": 1, "ok": 2}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Health:
-    """Findings and the numbers of each layer."""
+    """The verdict with everything behind it; the worst finding stands first."""
 
+    verdict: str
     findings: list[Finding]
-    layers: list[dict[str, Any]]
+    layers: list[LayerNumbers]
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def verdict(self) -> str:
-        """ok | warn | fail."""
-        return verdict(self.findings)
+    def top(self) -> str | None:
+        """Name of the first finding that is not ok: the most likely cause."""
+        return next((one.name for one in self.findings if one.status != "ok"), None)
 
     def as_json(self) -> dict[str, Any]:
-        """health.json"""
-        return {
-            "verdict": self.verdict,
-            "diagnoses": [finding.as_json() for finding in self.findings],
-            "layers": self.layers,
-        }
+        """health.json."""
+        listed = [one.as_json() for one in self.findings]
+        layers = [one.as_json() for one in self.layers]
+        return {"verdict": self.verdict, "top": self.top, "diagnoses": listed, "layers": layers, **self.details}
 
 
 def diagnose(
-    adapted: Any, rows: Sequence[Row], *, run: Mapping[str, Any] | None = None, seed: int = 0, emit: Emit = silent
+    adapted: Any,
+    rows: Sequence[Row],
+    *,
+    run: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    emit: Emit = silent,
 ) -> Health:
-    """`run` holds facts of the training where there was one: events, evaluation, manifest, method, card."""
-    adapted.eval()
-    chosen = probe_rows(rows, seed)
-    facts: dict[str, Any] = {**(run or {}), **measure(adapted, chosen)}
-    findings = []
-    for name in DIAGNOSES.names():
-        finding = DIAGNOSES.get(name)(facts)
-        if finding is not None:
-            findings.append(finding)
-            if finding.status != "ok":
-                emit("diagnosis", name=name, status=finding.status, evidence=finding.evidence, advice=finding.advice)
-    layers = [{key: layer.get(key) for key in ("name", *LAYER_FIELDS)} for layer in facts["layers"]]
-    return Health(findings, layers)
+    """Probe and judge. `run` may hold facts that only the run knows, all optional:
+
+    events      records of events.jsonl                 evaluation  metrics.json
+    card        luthier.json as it was saved            method      the method's settings
+    manifest    data/manifest.json                      general     Rows of general text (for forgetting)
+    """
+    from luthier.health import collect
+
+    known = dict(run or {})
+    picks = generator(seed, "health").permutation(len(rows))[:PROBES].tolist() if len(rows) else []
+    facts = collect.collect(adapted, [rows[index] for index in sorted(picks)], known, seed, emit)
+    return judge(facts)
 
 
-def probe_rows(rows: Sequence[Row], seed: int) -> list[Row]:
-    """The fixed probe set: up to 32 rows, by seed."""
-    order = generator(seed, "probe").permutation(len(rows))[: probes.PROBE_ROWS]
-    return [rows[int(index)] for index in np.sort(order)]
-
-
-def measure(adapted: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """The facts that diagnoses judge."""
-    weights = adapted.parameters_by_name()
-    numbers = probes.weight_numbers(adapted.base.model)
-    branch = probes.BranchProbe(adapted.base.model)
-    try:
-        effect = probes.effect(adapted, rows)
-    finally:
-        branches = branch.close()
-    gradients = probes.gradient_norms(adapted, rows)
-    layers = []
-    for name in numbers or _grouped(gradients):
-        inside = [value for weight, value in gradients.items() if name in weight]
-        norm = float(np.sqrt(np.square(inside).sum())) if inside else None
-        layers.append({"name": name, **numbers.get(name, {}), **branches.get(name, {}), "gradient_norm": norm})
-    tokens = sum(len(row.input_ids) for row in rows)
-    trained = [int((row.labels != IGNORE).sum()) for row in rows]
-    facts: dict[str, Any] = {
-        "effect": effect,
-        "layers": layers,
-        "finite": all(bool(torch.isfinite(weight).all()) for weight in weights.values()),
-        "task": adapted.task.name,
-        "fingerprint": adapted.base.fingerprint,
+def judge(facts: Facts) -> Health:
+    """Every diagnosis on these facts."""
+    members = [DIAGNOSES.get(name) for name in DIAGNOSES.names()]
+    ranked = sorted(((member(facts), member.rank) for member in members), key=lambda f: (SEVERITY[f[0].status], f[1]))
+    findings = [finding for finding, _ in ranked]
+    details = {
+        "rows": facts.rows,
+        "gradient_norms": list(facts.gradient_norms),
+        "state_change": facts.state_change,
+        "effect": facts.effect,
+        "ablation": [{"layer": layer, "cost": cost, "ci95": [low, high]} for layer, cost, low, high in facts.ablation],
     }
-    if not adapted.task.has_head:
-        facts["supervised_rows"] = float(np.mean([count > 0 for count in trained])) if trained else 0.0
-        facts["supervised_share"] = sum(trained) / max(1, tokens - len(rows))
-    return facts
-
-
-def _grouped(gradients: Mapping[str, float]) -> list[str]:
-    """Module names of trained weights, for methods without low-rank parts."""
-    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in gradients))
+    return Health(findings[0].status, findings, facts.layers, details)

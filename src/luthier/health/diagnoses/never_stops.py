@@ -1,34 +1,31 @@
-"""Answers run to the limit: the stop token was not learnt."""
+"""The model does not produce the stop token, though the answers of the data end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from luthier.health.diagnoses import DIAGNOSES
-from luthier.health.finding import Finding
-
-WARN, FAIL = 0.5, 0.02
-FEW = 50
-"""Answers below which a missing stop is only a warning."""
+from luthier.health.diagnoses import DIAGNOSES, Finding, rank, unmeasured
+from luthier.health.facts import Facts
+from luthier.health.thresholds import STOP_FAIL, STOP_WARN
 
 
 @DIAGNOSES.register("never_stops")
-def never_stops(facts: Mapping[str, Any]) -> Finding | None:
-    """Share of greedy answers that ended by themselves."""
-    rate = ((facts.get("evaluation") or {}).get("tuned") or {}).get("stop_rate")
-    if rate is None:
-        return None
-    rows = (facts.get("evaluation") or {}).get("generated_rows", 0)
-    status = "fail" if rate < FAIL and rows >= FEW else "warn" if rate < WARN else "ok"
-    return Finding(
-        "never_stops",
-        status,
-        rate,
-        WARN,
-        f"{rate:.0%} of the answers ended with a stop token",
-        ""
-        if status == "ok"
-        else "check that the stop token is trained (`luthier check`), train longer, or raise "
-        "evaluate.samples.max_new_tokens",
-    )
+@rank(110)
+def never_stops(facts: Facts) -> Finding:
+    """Compares with the base: an untuned base that never stops is no fault of the adapter, unless the rows that were
+    trained do not hold the stop token."""
+    if not facts.answers_expected or facts.stop_rate is None:
+        return unmeasured("never_stops", "the rows have no answers to generate")
+    value = facts.stop_rate
+    shown = facts.stop_trained_rows
+    if shown is not None and facts.rows and shown < facts.rows / 2 and value < STOP_WARN:
+        said = f"only {shown} of {facts.rows} rows train the stop token; {value:.0%} of the answers end"
+        advice = "train the stop token at the end of each answer (pad must not be the stop token)"
+        return Finding("never_stops", "fail", value, STOP_WARN, said, advice)
+    said = f"{value:.0%} of the answers end by themselves"
+    if facts.base_stop_rate is not None:
+        said += f" (base {facts.base_stop_rate:.0%})"
+    if value >= STOP_WARN:
+        return Finding("never_stops", "ok", value, STOP_WARN, said)
+    advice = "train longer, or generate with a larger limit; look whether the stop token is trained"
+    worse = facts.base_stop_rate is not None and facts.base_stop_rate > value
+    status = "fail" if value <= STOP_FAIL and worse else "warn"
+    return Finding("never_stops", status, value, STOP_WARN, said, advice)  # type: ignore[arg-type]

@@ -1,33 +1,26 @@
-"""The validation loss rose after its minimum while training went on."""
+"""The validation loss rose after its minimum while the training loss kept falling."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from luthier.health.diagnoses import DIAGNOSES
-from luthier.health.finding import Finding
-
-RISE = 0.03
+from luthier.health.diagnoses import DIAGNOSES, Finding, rank, unmeasured
+from luthier.health.facts import Facts
+from luthier.health.thresholds import OVERFIT_FAIL, OVERFIT_WARN
+from luthier.report.overfitting import judge
 
 
 @DIAGNOSES.register("overfit")
-def overfit(facts: Mapping[str, Any]) -> Finding | None:
-    """Rise of the last validation loss over the minimum, relative; never on a falling loss. The saved weights are
-    those of the minimum, so this is a warning about the recipe, not about the artefact."""
-    losses = [event["loss"] for event in facts.get("events", ()) if event.get("kind") == "validate" and "loss" in event]
-    if len(losses) < 3:
-        return None
-    best = min(range(len(losses)), key=losses.__getitem__)
-    rise = (losses[-1] - losses[best]) / max(1e-9, abs(losses[best]))
-    bad = rise > RISE and best < len(losses) - 1
-    return Finding(
-        "overfit",
-        "warn" if bad else "ok",
-        rise,
-        RISE,
-        f"the last validation loss is {rise:+.1%} over the best one (evaluation {best} of {len(losses) - 1})",
-        "train fewer epochs, lower r or the learning rate, add data or dropout; the best weights were kept"
-        if bad
-        else "",
-    )
+@rank(120)
+def overfit(facts: Facts) -> Finding:
+    """Warns above OVERFIT_WARN relative rise, fails above OVERFIT_FAIL. A falling loss can never fire."""
+    if len(facts.validation_curve) < 3 or not facts.train_curve:
+        return unmeasured("overfit", "fewer than three validations")
+    found = judge(facts.train_curve, facts.validation_curve)
+    best, last = found.best or 0.0, found.last or 0.0
+    value = (last - best) / best if best > 0 else 0.0
+    said = f"validation loss {last:.4g} at the end, {best:.4g} at its best (step {found.since})"
+    if found.verdict not in ("overfit", "memorising") or value < OVERFIT_WARN:
+        return Finding("overfit", "ok", value, OVERFIT_WARN, f"{found.verdict}: {said}")
+    advice = f"stop at step {found.since} (early stopping keeps the best weights); more data, dropout, or a lower rank"
+    status = "fail" if value > OVERFIT_FAIL else "warn"
+    limit = OVERFIT_FAIL if status == "fail" else OVERFIT_WARN
+    return Finding("overfit", status, value, limit, f"{found.verdict}: {said}", advice)  # type: ignore[arg-type]
