@@ -85,7 +85,8 @@ def extract(base: Path, tuned: Path, target: Path, rank: int) -> Made:
     made, errors = {}, {}
     other = dict(second.model.named_parameters())
     for name in names:
-        change = other[f"{name}.weight"] - first.model.get_submodule(name).weight
+        own: Any = first.model.get_submodule(name).weight
+        change: Any = other[f"{name}.weight"] - own
         change = change.t() if targets.is_transposed(first, name) else change
         made[f"base_model.model.{name}"], errors[name] = low_rank(change.detach(), rank)
     rest = [

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Bitfit:
     """Only the biases."""
 
+    name: ClassVar[str]
     default_lr = 1e-3
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
     lr_reason = "biases are few and small: 1e-3 (the paper searches 1e-4 to 1e-2)"

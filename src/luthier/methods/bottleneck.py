@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class Bottleneck:
     """Small networks after or beside the sub-layers."""
 
+    name: ClassVar[str]
     default_lr = 1e-3
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
     lr_reason = "fresh weights from a zero start: as LoRA, a little higher; 1e-3 in the papers' search ranges"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class DynamicPrefix:
     """A prefix that depends on the input."""
 
+    name: ClassVar[str]
     supports_activation_checkpointing: ClassVar[bool] = False
     """transformers drops the cache, and with it the prefix, when it recomputes a layer."""
     default_lr = 3e-3

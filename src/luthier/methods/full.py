@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Full:
     """All weights of the base, or all that are not frozen."""
 
+    name: ClassVar[str]
     default_lr = 2e-5
     default_schedule: ClassVar[dict[str, Any]] = {"name": "cosine", "warmup": 0.1}
     lr_reason = "every weight moves: small steps, smaller the wider the model (2e-5 at width 2048)"

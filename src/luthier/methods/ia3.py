@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class IA3:
     """One trained factor a channel."""
 
+    name: ClassVar[str]
     default_lr = 5e-3
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
     lr_reason = "very few numbers around 1: ten times LoRA's rate (3e-3 in the paper, 5e-3 measured here)"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class LastLayers:
     """Only the last layers."""
 
+    name: ClassVar[str]
     default_lr = 5e-5
     default_schedule: ClassVar[dict[str, Any]] = {"name": "cosine", "warmup": 0.1}
     lr_reason = "whole weights, but few of them and near the loss: a little above full tuning"

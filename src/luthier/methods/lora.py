@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class Lora:
     """Low-rank updates of linear layers."""
 
+    name: ClassVar[str]
     default_lr = 5e-4
     default_schedule: ClassVar[dict[str, Any]] = {"name": "cosine", "warmup": 0.05}
     lr_reason = (
@@ -134,9 +135,10 @@ class Lora:
     def _token_rows(self, base: Base) -> list[int]:
         from luthier.core.errors import ModelError
 
-        rows, size = [], base.model.get_input_embeddings().weight.shape[0]
+        table: Any = base.model.get_input_embeddings()
+        rows, size = [], int(table.weight.shape[0])
         for token in self.params.train_tokens:
-            index = base.tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else token
+            index: Any = base.tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else token
             unknown = isinstance(token, str) and base.tokenizer.convert_ids_to_tokens(index) != token
             if index is None or unknown or not 0 <= index < size:
                 raise ModelError(f"the tokenizer has no token {token!r}", where="method.train_tokens")
@@ -166,7 +168,7 @@ class Lora:
         for name in names:
             wide, out = targets.shape_of(base, name)
             total += self._rank(name) * (wide + out) + (out if self.params.dora else 0)
-        rows = len(self._token_rows(base)) * base.model.get_input_embeddings().weight.shape[1]
+        rows = len(self._token_rows(base)) * base.anatomy.hidden_size
         return total + rows + parameter_count(base, self._also(base, names))
 
     def _rank(self, name: str) -> int:
@@ -178,6 +180,6 @@ class Lora:
         return self.params.r
 
 
-def _whole(value: float) -> float | int:
+def _whole(value: float) -> Any:
     """PEFT writes whole alphas as integers."""
     return int(value) if math.isclose(value, round(value)) else value

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class MultitaskPrefix:
     """One prefix for each task, over one base."""
 
+    name: ClassVar[str]
     supports_activation_checkpointing: ClassVar[bool] = False
     """transformers drops the cache, and with it the prefix, when it recomputes a layer."""
     default_lr = 1e-2
@@ -92,7 +93,7 @@ class MultitaskPrefix:
         index = attached.facts["tasks"].index(task)
         one = Table(attached.own["tables"][index])
         width = attached.base.anatomy.num_kv_heads * attached.base.anatomy.head_dim
-        facts = {"prefix_projection": False, "encoder_hidden_size": width}
+        facts: dict[str, Any] = {"prefix_projection": False, "encoder_hidden_size": width}
         kept = {weight: weight.requires_grad for weight in attached.parameters().values()}
         VirtualTokens(attached.base, one, "prefix", PEFT_TYPE, **facts).save(folder)
         for weight, trained in kept.items():

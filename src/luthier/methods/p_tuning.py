@@ -25,6 +25,7 @@ PEFT_TYPE = "P_TUNING"
 class PTuning:
     """A prompt made by an MLP or an LSTM."""
 
+    name: ClassVar[str]
     default_lr = 1e-3
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
     lr_reason = "the network multiplies the steps: 1e-3 where the bare table takes 1e-2"

@@ -28,6 +28,7 @@ SET_BY_LUTHIER = {"peft_type", "task_type", "inference_mode", "base_model_name_o
 class Peft:
     """Any other PEFT tuner, by type."""
 
+    name: ClassVar[str]
     default_lr = 1e-3
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
     lr_reason = "LoRA's range; the tuners differ, so `lr: probe` is worth its minutes"

@@ -30,6 +30,7 @@ PEFT_TYPE = "PREFIX_TUNING"
 class Prefix:
     """Trained keys and values before every layer's own."""
 
+    name: ClassVar[str]
     supports_activation_checkpointing: ClassVar[bool] = False
     """transformers drops the cache, and with it the prefix, when it recomputes a layer."""
     default_lr = 1e-2
@@ -76,7 +77,7 @@ class Prefix:
         seed_everything(seed)
         source = self._source(base, torch.Generator().manual_seed(seed))
         width = base.anatomy.num_kv_heads * base.anatomy.head_dim
-        facts = {"prefix_projection": False, "encoder_hidden_size": self.params.mlp or width}
+        facts: dict[str, Any] = {"prefix_projection": False, "encoder_hidden_size": self.params.mlp or width}
         return VirtualTokens(base, source, "prefix", PEFT_TYPE, **facts)
 
     def _source(self, base: Base, generator: Generator) -> Source:

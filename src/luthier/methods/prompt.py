@@ -25,6 +25,7 @@ PEFT_TYPE = "PROMPT_TUNING"
 class Prompt:
     """Trained embeddings before the text."""
 
+    name: ClassVar[str]
     default_lr = 1e-2
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
     lr_reason = "a slow starter: P·d numbers far from the loss, 1e-2 with AdamW (0.3 in the paper is Adafactor's)"

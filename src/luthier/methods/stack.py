@@ -33,6 +33,7 @@ FORMAT = 1
 class Stack:
     """Several methods as one."""
 
+    name: ClassVar[str]
     default_lr = 1e-3
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
     lr_reason = "each part keeps its own default rate, as a factor on this one"

@@ -89,10 +89,11 @@ def load_base(
     model.requires_grad_(False)
     model.eval()
     found = anatomy.of(model)
+    kind: Any = found.kind
     weights = "" if settings.random_init else fingerprint_weights(folder)
     facts = {**fingerprint_files(folder), "weights": weights}
     head = _head_modules(model, fresh) if labels else ()
-    return Base(model, tokenizer, found, found.kind, folder, facts, stop_ids, pad_id, head, dict(context or {}))
+    return Base(model, tokenizer, found, kind, folder, facts, stop_ids, pad_id, head, dict(context or {}))
 
 
 def _head_modules(model: Any, fresh: Sequence[str]) -> tuple[str, ...]:

@@ -53,4 +53,5 @@ def pad_id(tokenizer: Any, stops: tuple[int, ...]) -> int:
         return int(tokenizer.pad_token_id)
     chosen = tokenizer.unk_token if tokenizer.unk_token_id is not None else tokenizer.convert_ids_to_tokens(stops[0])
     tokenizer.pad_token = chosen
-    return int(tokenizer.pad_token_id)
+    made: Any = tokenizer.pad_token_id
+    return int(made)

@@ -48,7 +48,7 @@ def longer_table(table: Tensor, reserved: int, length: int, how: str, seed: int)
 def resize_positions(model: nn.Module, plan: Mapping[str, Any], seed: int = 0) -> None:
     """Replace the table in place and set the config's length and the index buffers that hang on it."""
     config: Any = model.config
-    parent, leaf, old = position_table(model)
+    parent, _, old = position_table(model)
     reserved = RESERVED.get(config.model_type, 0)
     resize = plan["resize"]
     weight = longer_table(old.weight.data, reserved, int(resize["length"]), str(resize["how"]), seed)

@@ -19,7 +19,12 @@ from luthier.models.base import Base
 if TYPE_CHECKING:
     from luthier.methods.bottleneck import Bottleneck
 
-_ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu, "tanh": torch.tanh}
+_ACTIVATIONS: dict[str, Any] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
 HEAD = "head."
 
 
@@ -65,7 +70,8 @@ class Hooked(Adaptation):
                 for site in sites
             }
         ).to(device)
-        self.own = {_named(n): w.requires_grad_(trainable) for n, w in self.parts.named_parameters()}
+        self.parts.requires_grad_(trainable)
+        self.own = {_named(name): weight for name, weight in self.parts.named_parameters()}
         self._handles: list[Any] = []
         for site in self.sites:
             self._hang(site)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class InPlace:
             owner, leaf = _owner(self.model, full)
             if not parametrize.is_parametrized(owner, leaf):
                 parametrize.register_parametrization(owner, leaf, _Rounded(parameter.dtype), unsafe=True)
-            place = owner.parametrizations[leaf]  # type: ignore[index]
+            place: Any = owner.parametrizations[leaf]  # type: ignore[index]
             if master is None:
                 master = nn.Parameter(parameter.detach().float())
             place.original = master

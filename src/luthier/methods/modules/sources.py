@@ -70,11 +70,11 @@ class Recurrent(nn.Module):
 
 def mlp(width: int, hidden: int, out: int, zero_last: bool = False) -> nn.Sequential:
     """Linear–tanh–linear of prefix tuning."""
-    net = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, out))
+    last = nn.Linear(hidden, out)
     if zero_last:
-        nn.init.zeros_(net[2].weight)
-        nn.init.zeros_(net[2].bias)
-    return net
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), last)
 
 
 class Tied(Source):

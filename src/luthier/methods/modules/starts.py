@@ -16,7 +16,8 @@ def token_ids(base: Base, text: str | None, length: int, generator: torch.Genera
     """[P] ids of the text, repeated or cut to P; without a text, ordinary tokens drawn from the vocabulary."""
     if text is None:
         special = set(base.tokenizer.all_special_ids)
-        size = min(len(base.tokenizer), base.model.get_input_embeddings().weight.shape[0])
+        table: Any = base.model.get_input_embeddings()
+        size = min(len(base.tokenizer), int(table.weight.shape[0]))
         ordinary = torch.tensor([token for token in range(size) if token not in special])
         return ordinary[torch.randint(len(ordinary), (length,), generator=generator)]
     ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -34,7 +35,8 @@ def embeddings(base: Base, ids: Tensor) -> Tensor:
 
 def random(base: Base, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Normal numbers with the spread of the model's embeddings."""
-    spread = float(base.model.get_input_embeddings().weight.float().std())
+    table: Any = base.model.get_input_embeddings()
+    spread = float(table.weight.float().std())
     return torch.randn(shape, generator=generator) * spread
 
 

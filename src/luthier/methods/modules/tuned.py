@@ -59,7 +59,9 @@ class Tuned(Adaptation):
             ) from None
         made = {name: weight for name, weight in base.model.named_parameters() if id(weight) not in before}
         self.own = {PREFIX + "model." + _plain(name): weight for name, weight in made.items() if weight.requires_grad}
-        self._fixed = {PREFIX + "model." + _plain(n): w for n, w in made.items() if not w.requires_grad}
+        self._fixed: dict[str, Tensor] = {
+            PREFIX + "model." + _plain(n): w for n, w in made.items() if not w.requires_grad
+        }
         self._fixed |= {
             PREFIX + "model." + _plain(name): buffer
             for name, buffer in base.model.named_buffers()

@@ -77,7 +77,8 @@ class VirtualTokens(Adaptation):
         self.virtual_tokens = source.length
         self.supports_activation_checkpointing = kind == "prompt"
         self._on = True
-        self.own = {name: weight.requires_grad_(trainable) for name, weight in source.named_parameters()}
+        self.own = dict(source.named_parameters())
+        source.requires_grad_(trainable)
 
     def train(self, mode: bool = True) -> None:
         """Dropout inside the source (LSTM encoders)."""
