@@ -55,7 +55,7 @@ def judge(train: Curve, validation: Curve) -> Overfitting:
     before, after = _level(train, step, before=True), _level(train, step, before=False)
     facts = {"best": best, "last": last, "rise": last - best, "noise": noise}
     facts |= {"train_before": before, "train_after": after}
-    if last - best > max(RISE * best, 2 * noise, FLOOR):
+    if _risen(losses[place + 1 :]) - best > max(RISE * best, 2 * noise, FLOOR):
         if before is not None and after is not None and after > before * (1 + RISE):
             return Overfitting("diverging", step, **facts)
         by_heart = after is not None and after < MEMORISED * best
@@ -67,6 +67,11 @@ def judge(train: Curve, validation: Curve) -> Overfitting:
     if place == len(losses) - 1 and third - last > max(STILL_FALLING * max(third, gained), 2 * noise, FLOOR):
         return Overfitting("underfit", None, **facts)
     return Overfitting("healthy", step, **facts)
+
+
+def _risen(later: Sequence[float]) -> float:
+    """How high the curve surely is after its minimum: the lower one of the last two points."""
+    return min(later[-2:], default=float("-inf"))
 
 
 def _noise(losses: Sequence[float]) -> float:

@@ -36,12 +36,12 @@ SAMPLES = [
 
 def write_json(path: Path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, ensure_ascii=False), "utf-8")
+    path.write_text(json.dumps(value), "utf-8")
 
 
 def write_lines(path: Path, records) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
 
 
 def events(steps: int = 90, overfit: bool = False) -> list[dict]:
