@@ -50,6 +50,30 @@ class Chunk:
         plain = (self.files, self.lines, self.offsets, self.roles, self.trains)
         return sum(array.nbytes for array in arrays if array is not None) + sum(array.nbytes for array in plain)
 
+    def row(self, at: int, files: Sequence[str]) -> Example:
+        """One Example."""
+        first, end = int(self.offsets[at]), int(self.offsets[at + 1])
+        texts, contexts = self.texts, self.contexts
+        turns = tuple(
+            Turn(
+                _ROLES[self.roles[turn]],
+                texts[turn].as_py(),
+                "" if contexts is None else contexts[turn].as_py(),
+                _TRAIN[self.trains[turn]],
+            )
+            for turn in range(first, end)
+        )
+        words = {name: array[at].as_py() for name, array in self.words.items()}
+        extra = _one(self.extras, at)
+        return Example(
+            id=self.ids[at].as_py(),
+            turns=turns,
+            source=Source(files[self.files[at]], int(self.lines[at])),
+            label=_label(_one(self.labels, at)),
+            extra=orjson.loads(extra) if extra else {},
+            **words,
+        )
+
     def rows(self, start: int, stop: int, files: Sequence[str]) -> Iterator[Example]:
         """Examples of a run of rows, built column by column."""
         first = int(self.offsets[start])
@@ -84,6 +108,10 @@ class Chunk:
                 rejected[row] if rejected is not None else None,
                 orjson.loads(extras[row]) if extras is not None and extras[row] else {},
             )
+
+
+def _one(array: pa.Array | None, at: int) -> Any:
+    return None if array is None else array[at].as_py()
 
 
 def _column(array: pa.Array | None, start: int, size: int) -> list[Any] | None:
@@ -205,7 +233,7 @@ class Examples(Sequence[Example]):
     def _row(self, row: int) -> Example:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         inside = row - int(self._starts[number])
-        return next(self.chunks[number].rows(inside, inside + 1, self.files))
+        return self.chunks[number].row(inside, self.files)
 
     def _renamed(self, example: Example, at: int) -> Example:
         from dataclasses import replace

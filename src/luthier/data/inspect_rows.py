@@ -11,7 +11,7 @@ import numpy as np
 from luthier.core.types import IGNORE, Row
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-SHOWN = 20
+SHOWN, BLOCK = 20, 16384
 
 
 @dataclass(frozen=True)
@@ -55,27 +55,54 @@ class Counted:
 
 
 def count(rows: Sequence[Row], marks: Marks) -> Counted:
-    """One pass over the rows."""
+    """One pass over the rows, a block at a time."""
     size = len(rows)
-    lengths, trained = np.zeros(size, np.int32), np.zeros(size, np.int32)
-    last = np.full(size, -1, np.int64)
-    bos, inside = np.zeros(size, np.int32), np.zeros(size, np.int32)
-    names: list[str] = []
-    for at in range(size):
-        row = rows[at]
-        names.append(row.id)
-        lengths[at] = len(row.input_ids)
-        places = np.flatnonzero(row.labels[1:] != IGNORE)
-        trained[at] = len(places)
-        if len(places):
-            last[at] = row.labels[1:][places[-1]]
-        if marks.bos is not None:
-            found = np.flatnonzero(row.input_ids == marks.bos)
-            leading = int((found == np.arange(len(found))).sum())
-            bos[at], inside[at] = leading, len(found) - leading
+    parts = [_block(*_flat(rows, at, min(at + BLOCK, size)), marks) for at in range(0, size, BLOCK)]
+    parts = parts or [(np.zeros(0, np.int64),) * 5]
+    lengths, trained, last, bos, inside = (np.concatenate(column) for column in zip(*parts, strict=True))
+    names = getattr(rows, "names", None) or [row.id for row in rows]
     targets = size > 0 and rows[0].target is not None
     cut = dict(getattr(rows, "cut", {}) or {})
-    return Counted(names, lengths, trained, last, bos, inside, targets, cut, list(getattr(rows, "dropped", ())))
+    dropped = list(getattr(rows, "dropped", ()))
+    return Counted(list(names), lengths, trained, last, bos, inside, targets, cut, dropped)
+
+
+def _flat(rows: Sequence[Row], start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, labels, bounds) of a run of rows; encoded rows already stand in flat arrays."""
+    bounds = getattr(rows, "bounds", None)
+    if bounds is not None:
+        edges = np.asarray(bounds[start : stop + 1], np.int64)
+        part = slice(int(edges[0]), int(edges[-1]))
+        encoded: Any = rows
+        return np.asarray(encoded.ids[part]), np.asarray(encoded.labels[part]), edges - edges[0]
+    chosen = [rows[at] for at in range(start, stop)]
+    edges = np.cumsum([0, *(len(row.input_ids) for row in chosen)])
+    ids = np.concatenate([np.asarray(row.input_ids) for row in chosen])
+    return ids, np.concatenate([np.asarray(row.labels) for row in chosen]), edges
+
+
+def _block(ids: np.ndarray, labels: np.ndarray, bounds: np.ndarray, marks: Marks) -> tuple[np.ndarray, ...]:
+    """(lengths, trained, last trained id, BOS at the beginning, BOS inside) of every row."""
+    begin, end = bounds[:-1], bounds[1:]
+    lengths = end - begin
+    mask = labels != IGNORE
+    mask[begin[lengths > 0]] = False
+    trained = _within(mask, bounds)
+    places = np.maximum.accumulate(np.where(mask, np.arange(len(mask)), -1)) if len(mask) else np.zeros(0, np.int64)
+    last = np.full(len(lengths), -1, np.int64)
+    some = trained > 0
+    last[some] = labels[places[end[some] - 1]]
+    if marks.bos is None:
+        return lengths, trained, last, np.zeros_like(lengths), np.zeros_like(lengths)
+    others = np.append(np.flatnonzero(ids != marks.bos), len(ids))
+    leading = np.minimum(others[np.searchsorted(others, begin)], end) - begin
+    return lengths, trained, last, leading, _within(ids == marks.bos, bounds) - leading
+
+
+def _within(mask: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """How many of each row are set."""
+    total = np.concatenate([[0], np.cumsum(mask)])
+    return total[bounds[1:]] - total[bounds[:-1]]
 
 
 def summary(counted: Counted, marks: Marks, max_length: int) -> dict[str, Any]:

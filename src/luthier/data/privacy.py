@@ -20,24 +20,30 @@ _PATTERNS = {
 KINDS = tuple(_PATTERNS)
 SECRETS = ("private key", "access key", "api key", "access token", "password")
 _ALL = {name: re.compile(pattern) for name, pattern in _PATTERNS.items()}
-_HINT = re.compile(
-    r"@|-----BEGIN|AKIA|ASIA|AIza|sk-|hf_|xox|gh[pousr]_|glpat|eyJ|(?i:passw|pwd|secret)|密码|\d{3}|\+\d"
-)
-"""Cheap sieve: a text without any of these holds nothing that is looked for."""
+_DIGITS = re.compile(r"\d{3}|\+\d")
+_SIGNS: dict[str, tuple[str, ...]] = {
+    "private key": ("-----BEGIN",),
+    "access key": ("AKIA", "ASIA", "AIza"),
+    "api key": ("sk-", "hf_", "xox"),
+    "access token": ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "glpat-", "eyJ"),
+    "e-mail": ("@",),
+}
+"""Cheap sieve: a text without any of these pieces cannot hold this kind."""
+_WORDS = ("passw", "pwd", "secret", "密码")
+_NUMBERS = ("identity number", "bank account", "card number", "social security number", "phone number")
 _HARMLESS = re.compile(r"@(?:example|test|domain|email|company)\.|@[\w-]+\.(?:example|invalid|test|local)\b", re.I)
 _ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 
 
 def find(text: str) -> list[tuple[str, str]]:
     """(kind, masked) of everything in a text that looks secret or personal."""
-    if not _HINT.search(text):
-        return []
-    found = []
-    for kind, pattern in _ALL.items():
-        for match in pattern.finditer(text):
-            if _real(kind, match[0]):
-                found.append((kind, masked(match[0])))
-    return found
+    kinds = [kind for kind, signs in _SIGNS.items() if any(sign in text for sign in signs)]
+    if _DIGITS.search(text):
+        kinds += _NUMBERS
+    lower = text.lower()
+    if any(word in lower for word in _WORDS):
+        kinds.append("password")
+    return [(kind, masked(match[0])) for kind in kinds for match in _ALL[kind].finditer(text) if _real(kind, match[0])]
 
 
 def masked(text: str) -> str:
