@@ -1,0 +1,323 @@
+"""From a validated request to an answer, whole or streamed, with the artefact's own template and stop tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from luthier.core.types import Turn
+from luthier.serve.adapters import Served
+from luthier.serve.request import Request, Sampling, Token
+from luthier.serve.schema import ApiError, Chat, Classify, Completion, Sampled
+from luthier.serve.text import Stream
+
+if TYPE_CHECKING:
+    from luthier.serve.app import Server
+
+DEFAULT_NEW_TOKENS = 256
+
+
+@dataclass
+class Job:
+    """Everything that one HTTP request asks of the engine: prompts × n answers."""
+
+    served: Served
+    prompts: list[list[int]]
+    body: Sampled
+    limits: list[int]
+    chat: bool
+    logprobs: int = -1
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def count(self) -> int:
+        """Answers to make."""
+        return len(self.prompts) * self.body.n
+
+
+def chat_job(server: Server, body: Chat) -> Job:
+    """Messages through the template of the model that is asked."""
+    served = server.registry.get(body.model)
+    roles = {"developer": "system"}
+    turns = tuple(Turn(roles.get(m.role, m.role), m.text) for m in body.messages)
+    if served.adapted is not None and served.adapted.task.has_head:
+        raise ApiError(400, f"{body.model} classifies; use /v1/classify", "wrong_endpoint", "model")
+    ids = _template(server, served).prompt_ids(turns, served.base.tokenizer)
+    wanted = body.top_logprobs if body.logprobs else -1
+    return Job(served, [list(ids)], body, [_limit(served, ids, body.limit)], True, wanted)
+
+
+def completion_job(server: Server, body: Completion) -> Job:
+    """Plain text or token ids, without any template."""
+    from luthier.data.templates.base import begins_with_bos, tokenize
+
+    served = server.registry.get(body.model)
+    if served.adapted is not None and served.adapted.task.has_head:
+        raise ApiError(400, f"{body.model} classifies; use /v1/classify", "wrong_endpoint", "model")
+    tokenizer = served.base.tokenizer
+    given = body.prompt
+    if isinstance(given, list) and given and isinstance(given[0], int):
+        size = served.base.model.get_input_embeddings().weight.shape[0]
+        if any(not 0 <= int(token) < size for token in given):
+            raise ApiError(400, "a token id is outside of the vocabulary", "invalid_token", "prompt")
+        prompts = [[int(token) for token in given]]
+    else:
+        texts = [given] if isinstance(given, str) else [str(text) for text in given]
+        if len(texts) > 16:
+            raise ApiError(400, "at most 16 prompts", "too_many_prompts", "prompt")
+        bos = begins_with_bos(tokenizer)
+        prompts = [
+            bos + ids for ids in tokenize(tokenizer, [t.encode("utf-8", "replace").decode() for t in texts], False)
+        ]
+    if not prompts or any(not ids for ids in prompts):
+        raise ApiError(400, "the prompt is empty", "empty_prompt", "prompt")
+    limits = [_limit(served, ids, body.limit) for ids in prompts]
+    return Job(served, prompts, body, limits, False, -1 if body.logprobs is None else body.logprobs)
+
+
+def _template(server: Server, served: Served) -> Any:
+    from luthier.data.templates import choose
+
+    if served.adapted is not None:
+        return served.adapted.template
+    trained = [other.adapted for other in server.registry._served.values() if other.adapted is not None]
+    return trained[0].template if trained else choose("auto", served.base.tokenizer, "instruct")
+
+
+def _limit(served: Served, ids: list[int], wanted: int | None) -> int:
+    room = served.base.anatomy.window - served.virtual_tokens - len(ids)
+    if room < 1 or (wanted or 1) > room:
+        raise ApiError(
+            400,
+            f"{len(ids)} prompt tokens, {served.virtual_tokens} virtual ones and {wanted or 1} new ones do not fit "
+            f"the window of {served.base.anatomy.window}",
+            "context_length_exceeded",
+            "max_tokens",
+        )
+    return wanted or min(room, DEFAULT_NEW_TOKENS)
+
+
+class _Answer:
+    """One answer in the making: tokens come from the model thread, text goes to the client."""
+
+    def __init__(self, server: Server, job: Job, prompt: int, number: int, loop: asyncio.AbstractEventLoop):
+        self.index = prompt * job.body.n + number
+        self.queue: asyncio.Queue[Token] = asyncio.Queue()
+        ids = job.prompts[prompt]
+        self.text = Stream(job.served.base.tokenizer, ids, job.body.stops)
+        self.tokens = 0
+        self.finish: str | None = None
+        self.logprobs: list[dict[str, Any]] = []
+        seed = job.body.seed if job.body.seed is not None else int.from_bytes(uuid.uuid4().bytes[:6], "big")
+        sampling = Sampling(
+            job.body.temperature,
+            job.body.top_p,
+            job.body.top_k,
+            (seed + number) % 2**63,
+            job.limits[prompt],
+            job.logprobs,
+        )
+        self.request = Request(
+            job.served,
+            ids,
+            sampling,
+            lambda token: loop.call_soon_threadsafe(self.queue.put_nowait, token),
+            frozenset(job.served.base.stop_ids),
+            deadline=time.monotonic() + server.limits.deadline_s,
+        )
+        self._tokenizer = job.served.base.tokenizer
+
+    async def deltas(self) -> AsyncIterator[str]:
+        """Text as it comes; sets `finish`. ApiError when the engine failed."""
+        while True:
+            token = await self.queue.get()
+            if token.id is None:
+                if token.finish == "error":
+                    raise ApiError(500, f"generation failed: {token.error}", "generation_failed")
+                raise ApiError(504, token.error or "cancelled", "cancelled")
+            self.tokens += 1
+            self._note(token)
+            stop = token.finish == "stop"
+            fresh = "" if stop else self.text.push(token.id)
+            if self.text.stopped:
+                self.request.cancelled = True
+                self.finish = "stop"
+            elif token.finish:
+                fresh += self.text.end()
+                self.finish = token.finish
+            if fresh:
+                yield fresh
+            if self.finish:
+                return
+
+    def _note(self, token: Token) -> None:
+        if token.logprob is None or token.id is None:
+            return
+
+        def entry(number: int, value: float) -> dict[str, Any]:
+            text = self._tokenizer.decode([number])
+            return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
+
+        listed = [entry(number, value) for number, value in token.alternatives]
+        self.logprobs.append({**entry(token.id, token.logprob), "top_logprobs": listed})
+
+
+async def respond(server: Server, http: HttpRequest, job: Job) -> Response:
+    """Admit, submit, and answer whole or as a stream; slots are freed whatever happens."""
+    server.admit(job.count)
+    loop = asyncio.get_running_loop()
+    answers = [
+        _Answer(server, job, prompt, number, loop) for prompt in range(len(job.prompts)) for number in range(job.body.n)
+    ]
+    for answer in answers:
+        server.worker.submit(answer.request)
+    if job.body.stream:
+        return StreamingResponse(
+            _stream(server, job, answers),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+    watcher = asyncio.create_task(_gone(http))
+    work = asyncio.create_task(_collect(answers))
+    try:
+        await asyncio.wait({watcher, work}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ApiError(499, "the client went away", "client_closed")
+        texts = work.result()
+    finally:
+        _release(server, job, answers)
+        watcher.cancel()
+        work.cancel()
+    return JSONResponse(_whole(job, answers, texts))
+
+
+async def _collect(answers: list[_Answer]) -> list[str]:
+    async def one(answer: _Answer) -> str:
+        return "".join([part async for part in answer.deltas()])
+
+    return list(await asyncio.gather(*(one(answer) for answer in answers)))
+
+
+async def _gone(http: HttpRequest) -> None:
+    while not await http.is_disconnected():
+        await asyncio.sleep(0.1)
+
+
+def _release(server: Server, job: Job, answers: list[_Answer]) -> None:
+    for answer in answers:
+        answer.request.cancelled = True
+    server.leave(job.count)
+    server.worker.wake()
+
+
+def _usage(job: Job, answers: list[_Answer]) -> dict[str, int]:
+    asked, made = sum(map(len, job.prompts)), sum(answer.tokens for answer in answers)
+    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
+
+
+def _head(job: Job, chunk: bool) -> dict[str, Any]:
+    kind = ("chat.completion.chunk" if chunk else "chat.completion") if job.chat else "text_completion"
+    prefix = "chatcmpl" if job.chat else "cmpl"
+    return {"id": f"{prefix}-{job.id}", "object": kind, "created": job.created, "model": job.body.model}
+
+
+def _whole(job: Job, answers: list[_Answer], texts: list[str]) -> dict[str, Any]:
+    choices = []
+    for answer, text in zip(answers, texts, strict=True):
+        logs = {"content": answer.logprobs} if job.logprobs >= 0 else None
+        body = {"message": {"role": "assistant", "content": text, "refusal": None}} if job.chat else {"text": text}
+        choices.append({"index": answer.index, **body, "logprobs": logs, "finish_reason": answer.finish})
+    return {**_head(job, False), "choices": choices, "usage": _usage(job, answers)}
+
+
+async def _stream(server: Server, job: Job, answers: list[_Answer]) -> AsyncIterator[str]:
+    """Server-sent events: role, deltas, finish; usage when asked; an error is one data line."""
+    wants_usage = bool(job.body.stream_options and job.body.stream_options.include_usage)
+    merged: asyncio.Queue[tuple[_Answer, str | None, ApiError | None]] = asyncio.Queue()
+
+    async def pump(answer: _Answer) -> None:
+        try:
+            async for part in answer.deltas():
+                merged.put_nowait((answer, part, None))
+            merged.put_nowait((answer, None, None))
+        except ApiError as error:
+            merged.put_nowait((answer, None, error))
+
+    tasks = [asyncio.create_task(pump(answer)) for answer in answers]
+    try:
+        if job.chat:
+            for answer in answers:
+                yield _event(job, answer, {"role": "assistant", "content": ""}, None, wants_usage)
+        left = len(answers)
+        while left:
+            answer, part, error = await merged.get()
+            if error is not None:
+                yield f"data: {json.dumps(error.body())}\n\n"
+                return
+            if part is None:
+                left -= 1
+                yield _event(job, answer, {}, answer.finish, wants_usage)
+            else:
+                yield _event(job, answer, {"content": part}, None, wants_usage)
+        if wants_usage:
+            yield f"data: {json.dumps({**_head(job, True), 'choices': [], 'usage': _usage(job, answers)})}\n\n"
+        yield "data: [DONE]\n\n"
+    finally:
+        for task in tasks:
+            task.cancel()
+        _release(server, job, answers)
+
+
+def _event(job: Job, answer: _Answer, delta: dict[str, Any], finish: str | None, wants_usage: bool) -> str:
+    choice: dict[str, Any] = {"index": answer.index, "logprobs": None, "finish_reason": finish}
+    choice |= {"delta": delta} if job.chat else {"text": delta.get("content", "")}
+    made = {**_head(job, True), "choices": [choice], **({"usage": None} if wants_usage else {})}
+    return f"data: {json.dumps(made, ensure_ascii=False)}\n\n"
+
+
+def classify(server: Server, body: Classify) -> dict[str, Any]:
+    """Labels with their probabilities, for classification runs."""
+    import torch
+
+    from luthier.core.types import IGNORE, Row
+    from luthier.engine.batch import from_rows
+
+    served = server.registry.get(body.model)
+    adapted = served.adapted
+    if adapted is None or not adapted.task.has_head:
+        raise ApiError(400, f"{body.model} is no classification run", "wrong_endpoint", "model")
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    results = []
+    for text in texts[:64]:
+        ids = adapted.template.prompt_ids((Turn("user", text),), served.base.tokenizer)[: adapted.max_length]
+        tensor = torch.tensor(ids)
+        row = Row("input", tensor.numpy(), torch.full_like(tensor, IGNORE).numpy())
+        shares = torch.softmax(adapted.row_logits(from_rows([row]))[0].double(), dim=-1).tolist()
+        scores = dict(zip(adapted.labels, shares, strict=True))
+        results.append({"label": max(scores, key=scores.__getitem__), "scores": scores})
+    return {"object": "list", "model": body.model, "data": results}
+
+
+def metrics_text(server: Server) -> str:
+    """Prometheus' text format."""
+    counters = server.worker.engine.counters
+    lines = [
+        f"luthier_steps_total {counters.steps}",
+        f"luthier_prompt_tokens_total {counters.prompt_tokens}",
+        f"luthier_new_tokens_total {counters.new_tokens}",
+        f"luthier_inflight {server.inflight}",
+        f"luthier_refused_total {server.refused}",
+        f"luthier_free_slots {len(server.worker.engine.free)}",
+        f"luthier_restarts_total {server.worker.restarts}",
+        *(f'luthier_finished_total{{reason="{name}"}} {count}' for name, count in sorted(counters.finished.items())),
+    ]
+    return "\n".join(lines) + "\n"
