@@ -76,6 +76,7 @@ def _matrix() -> Iterator[None]:
     if os.environ.get("LUTHIER_MATRIX"):
         MATRIX.parent.mkdir(parents=True, exist_ok=True)
         MATRIX.write_text(_table(), "utf-8")
+        MATRIX.with_name("members.md").write_text(_members(), "utf-8")
 
 
 def _table() -> str:
@@ -98,4 +99,32 @@ def _table() -> str:
     lines += ["", "## Notes", *[f"{number}. {note}" for note, number in notes.items()]]
     lines += ["", "## Cells that are refused", "| method | model | why |", "|---|---|---|"]
     lines += [f"| {name} | {kind} | {why} |" for (name, kind), why in sorted(battery.ABSENT.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _members() -> str:
+    lines = [
+        "# Every method and its settings",
+        "",
+        "Written by the battery from the members themselves. `lr: auto` takes the default rate, fitted to the model's",
+        "width where the member knows how; `luthier check` shows the number.",
+    ]
+    for name, summary in METHODS.summaries().items():
+        member = METHODS.get(name)
+        schedule = ", ".join(f"{key} {value}" for key, value in member.default_schedule.items())
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            summary,
+            "",
+            f"Default rate {member.default_lr:g} ({schedule}): {member.lr_reason}.",
+        ]
+        fields = member.Params.model_fields
+        if fields:
+            lines += ["", "| setting | default | meaning |", "|---|---|---|"]
+        for key, field in fields.items():
+            default = "" if field.default_factory else field.default
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+            lines.append(f"| `{key}` | `{default}` | {meaning} |")
     return "\n".join(lines) + "\n"

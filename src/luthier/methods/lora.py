@@ -168,7 +168,8 @@ class Lora:
         for name in names:
             wide, out = targets.shape_of(base, name)
             total += self._rank(name) * (wide + out) + (out if self.params.dora else 0)
-        rows = len(self._token_rows(base)) * base.anatomy.hidden_size
+        table: Any = base.model.get_input_embeddings()
+        rows = len(self._token_rows(base)) * int(table.weight.shape[1])
         return total + rows + parameter_count(base, self._also(base, names))
 
     def _rank(self, name: str) -> int:

@@ -130,7 +130,9 @@ def logits(base: Base, states: Tensor) -> Tensor:
     head = base.anatomy.head
     if head is None:
         raise ModelError("this model has no language-modelling head")
-    made = head[1](states.to(next(head[1].parameters()).dtype)) * base.anatomy.logit_scale
+    weight: Any = getattr(head[1], "weight", None)  # of a trained head: what it computes with, not its float32 master
+    dtype = weight.dtype if weight is not None and weight.is_floating_point() else states.dtype
+    made = head[1](states.to(dtype)) * base.anatomy.logit_scale
     cap = base.anatomy.logit_softcap
     return torch.tanh(made / cap) * cap if cap else made
 

@@ -47,6 +47,11 @@ def refuse_unfit(base: Base, length: int, prefix: bool) -> None:
             where="method.length",
             remedy=f"at most {base.anatomy.window // 2}",
         )
+    table: Any = base.model.get_input_embeddings()
+    if not prefix and int(table.weight.shape[1]) != base.anatomy.hidden_size:
+        raise ModelError(
+            "this model's embeddings are narrower than its layers", where="method", remedy="prefix or lora"
+        )
     if prefix and base.anatomy.position_kind == "alibi":
         raise ModelError(
             "a prefix has no place in ALiBi distances that this model can count",
