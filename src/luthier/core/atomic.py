@@ -5,8 +5,10 @@ After a crash the target is absent, the old version, or the new version, never a
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 STAGING_PREFIX = ".staging-"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def fsync_folder(folder: Path) -> None:
@@ -54,24 +57,51 @@ def write_json(path: Path, value: Any) -> None:
 def publish_folder(target: Path) -> Iterator[Path]:
     """Give a staging folder beside `target`; on success fsync all of it and rename, on failure remove it.
 
-    An existing `target` is replaced: it is moved aside first, so that there is no moment in which a
-    half-written folder stands under the public name.
+    An existing `target` is exchanged with the new one in a single step of the kernel (renameat2), so there is
+    no moment without a whole folder under the public name. Where the file system cannot exchange, the old one
+    is moved aside first; `recover` puts it back after a crash between the two renames.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_staging(target)
     staged = target.with_name(f"{STAGING_PREFIX}{os.getpid()}-{target.name}")
-    shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
         yield staged
         for path in sorted(staged.rglob("*"), reverse=True):
             fsync_folder(path)
         fsync_folder(staged)
-        old = target.with_name(f"{STAGING_PREFIX}old-{os.getpid()}-{target.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(staged, target)
+        old = target.with_name(f"{STAGING_PREFIX}old-{target.name}")
+        if not target.exists():
+            os.replace(staged, target)
+        elif not exchange(staged, target):
+            os.replace(target, old)
+            os.replace(staged, target)
         fsync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def remove_staging(target: Path) -> None:
+    """Remove what a killed writer of `target` left beside it, after putting an old version back if need be."""
+    recover(target)
+    ours = re.compile(rf"{re.escape(STAGING_PREFIX)}(\d+|old)-{re.escape(target.name)}")
+    for name in os.listdir(target.parent):
+        if ours.fullmatch(name):
+            shutil.rmtree(target.parent / name, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Put a folder back that a crash caught between being moved aside and being replaced."""
+    old = target.with_name(f"{STAGING_PREFIX}old-{target.name}")
+    if old.is_dir() and not target.exists():
+        os.replace(old, target)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two existing paths in one step. False where the system or the file system cannot."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(call(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)

@@ -94,4 +94,6 @@ class OutOfResource(LuthierError):
 
 
 class StopRequested(BaseException):
-    """Raised by the second signal: end at once. A BaseException, so that nothing swallows it."""
+    """A signal says: end at once. A BaseException, so that nothing swallows it; what is on disk is whole."""
+
+    exit_code = 3

@@ -7,6 +7,7 @@ between an interrupted-and-resumed run and an undisturbed one.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,8 @@ class JsonLines:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._handle = open(path, "ab")
+        self._handle = open(path, "ab")  # noqa: SIM115
+        self._began = self._handle.tell()
 
     def __call__(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, ensure_ascii=False, default=str)
@@ -53,6 +55,20 @@ class JsonLines:
         """Forget everything after `offset` bytes."""
         self._handle.truncate(offset)
         self._handle.seek(offset)
+
+    def sync(self) -> None:
+        """Make what was written durable: a checkpoint that names an offset must find it after a power cut."""
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+
+    def restart(self) -> None:
+        """Forget what earlier processes wrote into the file, keep what this one said."""
+        if self._began:
+            mine = self.path.read_bytes()[self._began :]
+            self.truncate(0)
+            self._handle.write(mine)
+            self._handle.flush()
+            self._began = 0
 
     def close(self) -> None:
         """Flush and close."""

@@ -4,34 +4,38 @@
     checkpoints/best.json     the step with the best metric
 
 Reading trusts nothing: a folder without a manifest, with another hash, a missing file or another format version
-is skipped aloud, back to the last good one. Rotation never deletes the best or the newest.
+is skipped aloud, back to the last good one. Rotation never deletes the best, the newest, or one that is pinned.
 """
 
 from __future__ import annotations
 
-import errno
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from luthier.core import atomic
-from luthier.core.errors import ModelError, OutOfResource, Problem
+from luthier.core.errors import Diverged, ModelError, OutOfResource
 from luthier.core.events import Emit, JsonLines, silent
 from luthier.core.fingerprint import of_file
+from luthier.core.resources import parse_size, told_as_resource
+from luthier.train import tensor_file
+from luthier.train.background import Writer
 
 FORMAT = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Older format → how its state becomes the next format's. Unknown formats are refused by number."""
+FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 _NAME = re.compile(r"step-(\d{6,})$")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EMFILE, errno.ENFILE}
 
 
 @dataclass(frozen=True)
@@ -44,26 +48,12 @@ class Loaded:
     state: dict[str, Any]
 
 
-@contextmanager
-def told_as_resource(where: Path) -> Iterator[None]:
-    """A full, read-only or broken disk is exit 5 with the reason, not a traceback."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        free = shutil.disk_usage(where if where.exists() else where.parent).free >> 20
-        raise OutOfResource(
-            f"cannot write: {error.strerror} ({free} MB free)",
-            where=str(where),
-            remedy="free the space or the limit, then run the same command: nothing good was lost",
-        ) from None
-    except SafetensorError as error:
-        raise OutOfResource(f"cannot write: {error}", where=str(where), remedy="free disk space") from None
-
-
 class Checkpoints:
-    """The checkpoints of a run directory."""
+    """The checkpoints of a run directory. `keep` counts the newest ones; best and pinned come on top.
+
+    `logs` are the files whose length is saved with each checkpoint. With `background`, files are written beside
+    the training; what `save` is given must then be copies.
+    """
 
     def __init__(
         self,
@@ -73,12 +63,16 @@ class Checkpoints:
         fingerprints: Mapping[str, Any] | None = None,
         logs: Mapping[str, JsonLines] | None = None,
         emit: Emit = silent,
+        background: bool = False,
     ):
         self.folder, self.keep = folder, keep
         self.max_bytes = parse_size(max_disk) if max_disk else None
         self.fingerprints = dict(fingerprints or {})
         self.logs = dict(logs or {})
         self.emit = emit
+        self.pinned: int | None = None
+        """A step that rotation spares beside the best: where a rollback would go."""
+        self._writer = Writer() if background else None
 
     def path(self, step: int) -> Path:
         """The folder of a step."""
@@ -91,25 +85,56 @@ class Checkpoints:
         return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _NAME.fullmatch(path.name)))
 
     def save(
-        self, step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        best: float | None = None,
     ) -> Path:
-        """Write one, then rotate. OutOfResource leaves the earlier ones untouched."""
-        size = sum(t.numel() * t.element_size() for part in (weights, optimizer) for t in part.values())
-        if self.max_bytes is not None and size > self.max_bytes:
-            raise OutOfResource(f"one checkpoint takes {size >> 20} MB", where="train.max_disk", remedy="raise it")
+        """Write one, name it the best if `best` (its metric) is given, then rotate.
+
+        OutOfResource leaves the earlier ones untouched; in the background it is raised by the next call.
+        """
         with told_as_resource(self.folder):
+            for log in self.logs.values():
+                log.sync()
+        offsets = {name: log.offset() for name, log in self.logs.items()}
+        full = {**state, "format": FORMAT, "fingerprints": self.fingerprints, "logs": offsets}
+        text = json.dumps(full, allow_nan=False)
+
+        def job() -> None:
+            self._write(step, weights, optimizer, text)
+            if best is not None:
+                self.mark_best(step, best)
+            self._remove(self._surplus(step))
+
+        if self._writer is None:
+            job()
+        else:
+            self._writer.submit(job)
+        return self.path(step)
+
+    def join(self) -> None:
+        """Wait until the last checkpoint is on disk; raises what went wrong there."""
+        if self._writer is not None:
+            self._writer.join()
+
+    def _write(self, step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: str) -> None:
+        size = bytes_of(weights) + bytes_of(optimizer) + len(state)
+        with told_as_resource(self.folder, size):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._clean()
+            self._make_room(step, size)
+            _refuse_not_finite(step, {**weights, **optimizer})
             with atomic.publish_folder(self.path(step)) as staged:
-                _save_tensors(staged / "weights.safetensors", weights)
-                _save_tensors(staged / "optimizer.safetensors", optimizer)
-                offsets = {name: log.offset() for name, log in self.logs.items()}
-                full = {**state, "format": FORMAT, "fingerprints": self.fingerprints, "logs": offsets}
-                (staged / "state.json").write_text(json.dumps(full), "utf-8")
-                hashes = {path.name: of_file(path) for path in sorted(staged.iterdir())}
+                hashes = {
+                    "weights.safetensors": tensor_file.write(staged / "weights.safetensors", weights),
+                    "optimizer.safetensors": tensor_file.write(staged / "optimizer.safetensors", optimizer),
+                    "state.json": sha256(state.encode()).hexdigest(),
+                }
+                (staged / "state.json").write_text(state, "utf-8")
                 (staged / "manifest.json").write_text(json.dumps({"format": FORMAT, "sha256": hashes}), "utf-8")
-            self._rotate(step)
-        return self.path(step)
 
     def mark_best(self, step: int, metric: float) -> None:
         """best.json; that checkpoint is never rotated away."""
@@ -125,26 +150,34 @@ class Checkpoints:
             return None
         return step if self.path(step).is_dir() else None
 
-    def latest(self) -> Loaded | None:
-        """The newest whole checkpoint; broken ones are told and skipped. None when there is none."""
+    def latest(self) -> tuple[Loaded | None, list[str]]:
+        """The newest whole checkpoint (None when there is none), and what is wrong with the newer ones."""
+        self.join()
+        if self.folder.is_dir():
+            with told_as_resource(self.folder):
+                for path in self.folder.glob(f"{atomic.STAGING_PREFIX}old-step-*"):
+                    atomic.recover(self.folder / path.name.removeprefix(f"{atomic.STAGING_PREFIX}old-"))
+        problems: list[str] = []
         for step in reversed(self.steps()):
             problem = self.problem_of(step)
             if problem is None:
-                return self.load(step)
-            self.emit(
-                "warning",
-                what=f"checkpoint of step {step} is not whole: {problem}",
-                where=str(self.path(step)),
-                remedy="the one before is used",
-            )
-        return None
+                return self.load(step), problems
+            problems.append(f"the checkpoint of step {step} is not whole: {problem}")
+        return None, problems
 
     def load(self, step: int) -> Loaded:
         """A checkpoint of this step, verified; ModelError when it is not whole."""
+        self.join()
         if problem := self.problem_of(step):
-            raise ModelError(f"checkpoint of step {step} is not whole: {problem}", where=str(self.path(step)))
+            raise ModelError(
+                f"the checkpoint of step {step} is not whole: {problem}",
+                where=str(self.path(step)),
+                remedy="delete this folder; the same command then goes on from the one before",
+            )
         folder = self.path(step)
         state = json.loads((folder / "state.json").read_text("utf-8"))
+        while state["format"] != FORMAT:
+            state = MIGRATIONS[state["format"]](state)
         return Loaded(
             step, load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors"), state
         )
@@ -154,14 +187,13 @@ class Checkpoints:
         folder = self.path(step)
         try:
             manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-            if manifest["format"] != FORMAT:
-                return f"format {manifest['format']}, this luthier reads {FORMAT}"
-            listed = dict(manifest["sha256"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"no readable manifest ({type(error).__name__})"
-        needed = {"weights.safetensors", "optimizer.safetensors", "state.json"}
-        if missing := needed - set(listed):
-            return f"{', '.join(sorted(missing))} not in the manifest"
+            if manifest["format"] != FORMAT and manifest["format"] not in MIGRATIONS:
+                return f"it has format {manifest['format']}, this luthier reads {FORMAT}"
+            listed = {str(name): str(digest) for name, digest in manifest["sha256"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return f"it has no readable manifest ({type(error).__name__})"
+        if set(listed) != set(FILES):
+            return f"its manifest lists {', '.join(sorted(listed))}"
         for name, digest in listed.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
@@ -169,77 +201,108 @@ class Checkpoints:
                 return f"{name} has another sha256"
         return None
 
-    def rewind_logs(self, state: Mapping[str, Any]) -> None:
-        """Take the logs back to where they were when this state was saved: each step stands there once."""
-        for name, log in self.logs.items():
-            log.truncate(int(state.get("logs", {}).get(name, 0)))
+    def rewind_logs(self, state: Mapping[str, Any]) -> list[str]:
+        """Take the logs back to where they were when this state was saved: each step stands there once.
 
-    def clear_logs(self) -> None:
-        """Start the logs again: nothing that they hold belongs to a checkpoint."""
+        Returns the names of logs that are shorter than they should be (somebody else cut them).
+        """
+        short = []
+        for name, log in self.logs.items():
+            offset = int(state.get("logs", {}).get(name, 0))
+            if log.offset() < offset:
+                short.append(name)
+            else:
+                log.truncate(offset)
+        return short
+
+    def restart_logs(self) -> None:
+        """Nothing of an earlier process belongs to a checkpoint: the logs keep what this process said."""
         for log in self.logs.values():
-            log.truncate(0)
+            log.restart()
 
     def _clean(self) -> None:
         for path in self.folder.glob(f"{atomic.STAGING_PREFIX}*"):
+            if path.name.startswith(f"{atomic.STAGING_PREFIX}old-step-"):
+                atomic.recover(self.folder / path.name.removeprefix(f"{atomic.STAGING_PREFIX}old-"))
             shutil.rmtree(path, ignore_errors=True)
 
-    def _rotate(self, newest: int) -> None:
-        kept = {newest, self.best_step()}
-        others = [step for step in self.steps() if step not in kept]
-        surplus = others[: max(0, len(others) + 1 - self.keep)]
-        if self.max_bytes is not None:
-            while sum(_size(self.path(step)) for step in self.steps() if step not in surplus) > self.max_bytes:
-                rest = [step for step in others if step not in surplus]
-                if not rest:
-                    break
-                surplus.append(rest[0])
-        for step in surplus:
-            shutil.rmtree(self.path(step), ignore_errors=True)
+    def _surplus(self, newest: int) -> list[int]:
+        """What rotation deletes, oldest first."""
+        spared = {newest, self.best_step(), self.pinned}
+        others = [step for step in self.steps() if step not in spared]
+        return others[: max(0, len(others) + 1 - self.keep)]
+
+    def _make_room(self, step: int, need: int) -> None:
+        """Delete the oldest until the new one fits into `max_disk` beside those that must stay."""
+        if self.max_bytes is None:
+            return
+        present = [other for other in self.steps() if other != step or self.path(step).is_dir()]
+        newest = max(present, default=None)
+        spared = {newest, self.best_step(), self.pinned, step}
+        loose = [other for other in present if other not in spared]
+        used = {other: folder_bytes(self.path(other)) for other in present}
+        need += 4096  # header and manifest
+        while loose and sum(used.values()) + need > self.max_bytes:
+            oldest = loose.pop(0)
+            self._remove([oldest])
+            del used[oldest]
+        if sum(used.values()) + need > self.max_bytes:
+            raise OutOfResource(
+                f"a checkpoint of {need / 1e6:.1f} MB does not fit beside the {sum(used.values()) / 1e6:.1f} MB that "
+                f"must stay (best and last good)",
+                where="train.max_disk",
+                remedy=f"raise it to {3 * need / 1e6 + 1:.0f}MB or more",
+            )
+
+    def _remove(self, steps: list[int]) -> None:
+        """Out of sight first, so that no half-deleted folder ever stands under the name of a checkpoint."""
+        for step in steps:
+            gone = self.folder / f"{atomic.STAGING_PREFIX}gone-{step}"
+            try:
+                os.replace(self.path(step), gone)
+            except OSError:
+                continue
+            shutil.rmtree(gone, ignore_errors=True)
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+def _refuse_not_finite(step: int, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise Diverged(
+                f"{name} is not finite after step {step}; it was not saved",
+                where=f"step {step}",
+                remedy="lower train.lr, or raise train.schedule.warmup; the last good checkpoint is kept",
+            )
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+def bytes_of(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the data of these tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def parse_size(text: str) -> int:
-    """Bytes of `2GB`, `500MB`, `1.5 TB`."""
-    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
-    if not found:
-        raise OutOfResource(f"{text!r} is not a size", where="train.max_disk", remedy="for example 2GB")
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files directly in a folder."""
+    try:
+        return sum(entry.stat().st_size for entry in os.scandir(folder))
+    except OSError:
+        return 0
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors and plain numbers (its order of weights is stable)."""
-    tensors, numbers = {}, {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().clone()
-            elif value is not None:
-                numbers[f"{index}.{name}"] = value
-    return tensors, numbers
+def changed(before: Any, now: Any, path: str = "") -> list[str]:
+    """Key paths that differ between the fingerprints of a checkpoint and the present ones."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = dict.fromkeys([*before, *now])
+        return [name for key in keys for name in changed(before.get(key), now.get(key), f"{path}.{key}".strip("."))]
+    return [] if before == now else [path]
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
-) -> None:
-    """Inverse of `optimizer_tensors`."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**numbers, **tensors}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    current = optimizer.state_dict()
-    optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
-
-
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Problem]:
-    """What differs between the fingerprints of a checkpoint and the present ones."""
-    keys = dict.fromkeys([*before, *now])
-    return [
-        Problem(f"{key} is not what this run began with", where=key) for key in keys if before.get(key) != now.get(key)
-    ]
+def refuse_changed_base(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """The weights in a checkpoint mean nothing on another base."""
+    for name in ("weights", "tokenizer", "config"):
+        old, new = (side.get("base", {}).get(name) for side in (before, now))
+        if old and new and old != new:
+            raise ModelError(
+                f"the base model's {name} changed since this run began",
+                where="model.path",
+                remedy="restore the model folder, or take a new --run-dir",
+            )

@@ -4,8 +4,9 @@
         gradient = Σ total / Σ count over the whole group      (equal to one big batch)
         finite? clip, step, count; sometimes validate, sometimes save
 
-A run that was stopped anywhere continues bit for bit: dropout's random stream is derived from (seed, step), the
-cursor is (epoch, group), the logs go back to the checkpoint's offsets.
+A run that was stopped anywhere continues bit for bit: all randomness of a step is derived from (seed, step), the
+cursor is (epoch, group), the logs go back to the checkpoint's offsets, and what was due after a step (`settled`)
+is made up for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,16 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core import signals
-from luthier.core.errors import Interrupted, LuthierError
-from luthier.core.events import Emit
-from luthier.core.seeding import derive
+from luthier.core.errors import Diverged, LuthierError, StopRequested
+from luthier.core.events import Emit, silent
+from luthier.core.seeding import derive, seed_everything
 from luthier.engine.batch import Batch
-from luthier.train import early_stop, optim
-from luthier.train.checkpoint import Checkpoints, optimizer_tensors, restore_optimizer
+from luthier.train import early_stop, keeping, optim
+from luthier.train.checkpoint import Checkpoints
 from luthier.train.loss import LossOutput
 from luthier.train.settings import TrainSettings
 from luthier.train.state import TrainState
-from luthier.train.step import StepResult, take_step
+from luthier.train.step import Dropped, StepResult, refuse_bad_weights, take_step
 
 BEST_TOLERANCE = 1e-4
 """Relative difference that the restored best weights may show against their recorded metric (rounding only)."""
@@ -60,7 +62,6 @@ class Loop:
     batches: BatchSource
     loss: Callable[[Batch], LossOutput]
     settings: TrainSettings
-    lr: float
     total_steps: int
     checkpoints: Checkpoints | None
     validate: Callable[[], Mapping[str, float]] | None
@@ -69,39 +70,59 @@ class Loop:
     on_rows: Callable[[dict[str, Any]], None] | None
     optimizer: torch.optim.Optimizer
     state: TrainState = field(default_factory=TrainState)
-    saved_at: int = -1
+    last_rows: list[str] = field(default_factory=list)
+    best_weights: dict[str, Tensor] | None = None
+    """The best weights, in memory, where there are no checkpoints."""
 
     def run(self) -> TrainState:
         """Train to the end, or raise Interrupted with everything saved."""
         state = self.state
-        if state.step == 0 and not state.history and self.validate is not None and self._validates():
-            self._evaluate()
-        while state.step < self.total_steps and not state.finished:
-            for group in self.batches.groups(state.epoch, state.group):
-                self._one(group)
-                if state.finished or state.step >= self.total_steps:
-                    break
-            else:
-                state.epoch, state.group = state.epoch + 1, 0
-                self._end_of_epoch()
-        return self._finish()
+        try:
+            with signals.deferred():
+                if state.step == 0 and not state.history and self._validates():
+                    self._evaluate()
+                if not state.settled:
+                    self._settle()
+                while state.step < self.total_steps and not state.finished:
+                    self._epoch()
+                return self._finish()
+        except StopRequested:
+            raise
+        except BaseException:
+            if self.checkpoints is not None:
+                with suppress(LuthierError, OSError):
+                    self.checkpoints.join()
+            raise
+
+    def _epoch(self) -> None:
+        """The rest of the present epoch."""
+        state, before = self.state, self.state.step
+        for group in self.batches.groups(state.epoch, state.group):
+            self._one(group)
+            if state.finished or state.step >= self.total_steps:
+                return
+        if state.group == 0 and state.step == before:
+            raise LuthierError(f"epoch {state.epoch} has no batches", where="data.train", remedy="add training rows")
+        state.epoch, state.group, state.settled = state.epoch + 1, 0, False
+        self._settle()
 
     def _one(self, group: list[Batch]) -> None:
         state, settings = self.state, self.settings
+        if signals.asked():
+            keeping.interrupt(self)
         began = time.perf_counter()
         self.model.train()
-        torch.manual_seed(derive(self.seed, "step", state.step))
         rate = optim.set_rate(self.optimizer, optim.rate(settings.schedule, state.step, self.total_steps))
-        result = take_step(self, group)
+        try:
+            result = take_step(self, group)
+        except Dropped:
+            keeping.interrupt(self)
         state.step += 1
         state.group += 1
+        state.settled = False
+        self.last_rows = result.rows
         self._note(group, result, rate, time.perf_counter() - began)
-        if signals.asked():
-            self._interrupt()
-        if isinstance(settings.evaluate_every, int) and state.step % settings.evaluate_every == 0:
-            self._evaluate()
-        if isinstance(settings.save_every, int) and state.step % settings.save_every == 0:
-            self._save()
+        self._settle()
 
     def _note(self, group: list[Batch], result: StepResult, rate: float, seconds: float) -> None:
         state = self.state
@@ -113,14 +134,14 @@ class Loop:
             "train",
             step=state.step,
             epoch=state.epoch,
-            loss=result.total / max(1, result.count),
+            loss=result.loss,
             lr=rate,
             grad_norm=result.grad_norm,
             supervised_tokens=result.count,
             tokens=tokens,
             seconds=round(seconds, 4),
             tokens_per_s=round(tokens / max(seconds, 1e-9), 1),
-            memory_mb=_memory(),
+            memory_mb=memory_mb(),
             left_s=round(seconds * (self.total_steps - state.step), 1),
         )
         if self.on_rows is not None:
@@ -128,79 +149,96 @@ class Loop:
                 {
                     "step": state.step,
                     "epoch": state.epoch,
-                    "rows": [row for batch in group for row in batch.row_ids],
+                    "rows": result.rows,
                     "loss": result.row_means,
                     "tokens": result.row_counts,
                 }
             )
 
     def _validates(self) -> bool:
-        return self.settings.evaluate_every != "never"
+        return self.validate is not None and self.settings.evaluate_every != "never"
 
-    def _end_of_epoch(self) -> None:
-        if self.settings.evaluate_every == "epoch":
+    def _settle(self) -> None:
+        """Evaluate and save where it is due after this step; does nothing twice."""
+        state = self.state
+        if self._due(self.settings.evaluate_every) and self._validates():
             self._evaluate()
-        if self.settings.save_every == "epoch" and not self.state.finished:
-            self._save()
+        if self._due(self.settings.save_every) and not state.finished:
+            keeping.save(self)
+        state.settled = True
+
+    def _due(self, every: int | str) -> bool:
+        if isinstance(every, int):
+            return self.state.step % every == 0
+        return every == "epoch" and self.state.group == 0
 
     def _evaluate(self) -> None:
-        if self.validate is None:
-            return
+        """Measure once at this step, judge, keep the best."""
         state, stop = self.state, self.settings.early_stop
+        if state.history and state.history[-1]["step"] == state.step:
+            return
         metric = stop.metric if stop else "loss"
+        refuse_bad_weights(self, list(self.model.parameters_by_name().values()))
+        measured = self._measure(metric)
+        if not math.isfinite(measured[metric]):
+            raise Diverged(f"validation {metric} is {measured[metric]} at step {state.step}", remedy="lower train.lr")
+        record = {name: value if math.isfinite(value) else None for name, value in measured.items()}
+        state.history.append({"step": state.step, **record})
+        self.emit("validate", step=state.step, epoch=state.epoch, **record)
+        verdict = early_stop.judge([past[metric] for past in state.history], stop, metric)
+        best = state.history[verdict.best]
+        is_best = best["step"] == state.step
+        if is_best:
+            state.best_step, state.best_metric = state.step, best[metric]
+        if verdict.stop:
+            state.finished, state.reason = True, "early_stop"
+            self.emit("early_stop", step=state.step, reason=verdict.reason)
+        if is_best:
+            keeping.save_best(self)
+
+    def _measure(self, metric: str) -> dict[str, float]:
+        """What `validate` gives. A signal throws it away: it can be made again."""
+        assert self.validate is not None
         self.model.eval()
-        with torch.no_grad():
-            measured = {name: float(value) for name, value in self.validate().items()}
+        seed_everything(derive(self.seed, "validate", self.state.step))
+        try:
+            with signals.immediate(), torch.no_grad():
+                measured = {name: float(value) for name, value in self.validate().items()}
+        except StopRequested:
+            if signals.insisted():
+                raise
+            keeping.interrupt(self)
         if metric not in measured:
             raise LuthierError(
                 f"validation does not measure {metric!r}",
                 where="train.early_stop.metric",
                 remedy=f"one of {', '.join(sorted(measured))}",
             )
-        state.history.append({"step": state.step, **measured})
-        self.emit("validate", step=state.step, epoch=state.epoch, **measured)
-        verdict = early_stop.judge([record[metric] for record in state.history], stop, metric)
-        best = state.history[verdict.best]
-        if best["step"] == state.step:
-            state.best_step, state.best_metric = state.step, best[metric]
-            self._save()
-            if self.checkpoints is not None:
-                self.checkpoints.mark_best(state.step, best[metric])
-        if verdict.stop:
-            state.finished, state.reason = True, "early_stop"
-            self.emit("early_stop", step=state.step, reason=verdict.reason)
-
-    def _save(self) -> None:
-        if self.checkpoints is None or self.settings.save_every == "never" and not self.state.finished:
-            if self.checkpoints is None or self.state.best_step != self.state.step:
-                return
-        if self.saved_at == self.state.step and not self.state.finished:
-            return
-        tensors, numbers = optimizer_tensors(self.optimizer)
-        self.emit("checkpoint", step=self.state.step)
-        self.checkpoints.save(
-            self.state.step, self.model.state(), tensors, {"train": self.state.as_json(), "optimizer": numbers}
-        )
-        self.saved_at = self.state.step
-
-    def _interrupt(self) -> None:
-        name = signals.asked()
-        if self.checkpoints is not None:
-            tensors, numbers = optimizer_tensors(self.optimizer)
-            self.checkpoints.save(
-                self.state.step, self.model.state(), tensors, {"train": self.state.as_json(), "optimizer": numbers}
-            )
-        raise Interrupted(f"stopped by {name} after step {self.state.step}", remedy="the same command continues")
+        return measured
 
     def _finish(self) -> TrainState:
         state = self.state
-        last = state.history[-1]["step"] if state.history else -1
-        if self.validate is not None and self._validates() and last != state.step:
+        if self._validates():
             self._evaluate()
         if not state.finished:
             state.finished, state.reason = True, "done"
-        self._save()
-        self._restore_best()
+        keeping.save(self)
+        return self.conclude()
+
+    def conclude(self) -> TrainState:
+        """Restore the best weights and measure them again: they must give the recorded number."""
+        state = self.state
+        keeping.restore_best(self)
+        if self._validates() and state.best_metric is not None:
+            metric = self.settings.early_stop.metric if self.settings.early_stop else "loss"
+            again = self._measure(metric)[metric]
+            if not math.isclose(again, state.best_metric, rel_tol=BEST_TOLERANCE, abs_tol=BEST_TOLERANCE):
+                raise LuthierError(
+                    f"the restored best weights give {metric} {again:.6f}, recorded was {state.best_metric:.6f}",
+                    where=f"step {state.best_step}",
+                    remedy="this is a fault of luthier; keep the run directory",
+                )
+        self.model.eval()
         self.emit(
             "finished",
             reason=state.reason,
@@ -211,23 +249,9 @@ class Loop:
         )
         return state
 
-    def _restore_best(self) -> None:
-        """Load the best weights and measure them again: they must give the recorded number."""
-        state = self.state
-        if self.checkpoints is None or self.validate is None or state.best_metric is None:
-            return
-        if state.best_step != state.step:
-            self.model.load_state(self.checkpoints.load(state.best_step).weights)
-        self.model.eval()
-        metric = self.settings.early_stop.metric if self.settings.early_stop else "loss"
-        with torch.no_grad():
-            again = float(self.validate()[metric])
-        if not math.isclose(again, state.best_metric, rel_tol=BEST_TOLERANCE, abs_tol=BEST_TOLERANCE):
-            raise LuthierError(
-                f"the restored best weights give {metric} {again:.6f}, recorded was {state.best_metric:.6f}",
-                where=f"step {state.best_step}",
-                remedy="this is a fault of luthier; keep the run directory",
-            )
+    def roll_back(self) -> None:
+        """Weights and optimizer of the last regular checkpoint; the data goes on."""
+        keeping.roll_back(self)
 
 
 def fit(
@@ -240,7 +264,7 @@ def fit(
     total_steps: int,
     checkpoints: Checkpoints | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
-    emit: Emit,
+    emit: Emit = silent,
     resume: bool = False,
     seed: int = 0,
     on_rows: Callable[[dict[str, Any]], None] | None = None,
@@ -248,30 +272,24 @@ def fit(
 ) -> TrainState:
     """Train `model` and leave its best weights in it.
 
-    Raises Diverged (nothing non-finite ever reaches the weights), Interrupted (saved, the same call continues),
-    OutOfResource. With `resume`, the newest whole checkpoint is taken up where there is one.
+    `lr` is the peak rate; `multipliers` (weight name → factor) change it for single weights (LoRA+). Raises
+    Diverged (nothing non-finite is ever saved), Interrupted (saved; the same call continues), OutOfResource.
+    With `resume`, the newest whole checkpoint is taken up where there is one.
     """
     optimizer = optim.build(settings, model.parameters_by_name(), lr, multipliers)
-    loop = Loop(model, batches, loss, settings, lr, total_steps, checkpoints, validate, emit, seed, on_rows, optimizer)
-    if resume and checkpoints is not None:
-        found = checkpoints.latest()
-        if found is None:
-            checkpoints.clear_logs()
-        else:
-            checkpoints.rewind_logs(found.state)
-            model.load_state(found.weights)
-            restore_optimizer(optimizer, found.optimizer, found.state["optimizer"])
-            loop.state = TrainState(**found.state["train"])
-            loop.saved_at = found.step
-            if loop.state.finished:
-                loop._restore_best()
-                return loop.state
+    loop = Loop(model, batches, loss, settings, total_steps, checkpoints, validate, emit, seed, on_rows, optimizer)
+    if checkpoints is not None:
+        keeping.require_space(loop)
+        if resume and keeping.take_up(loop) and loop.state.finished:
+            with signals.deferred():
+                return loop.conclude()
     return loop.run()
 
 
-def _memory() -> float:
-    import psutil
-
+def memory_mb() -> float:
+    """Peak of the accelerator, else the resident memory of this process."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    import psutil
+
     return round(psutil.Process().memory_info().rss / 2**20, 1)

@@ -59,7 +59,7 @@ def build(
 def rate(schedule: ScheduleSettings, step: int, total: int) -> float:
     """Multiplier of the learning rate for the 0-based `step` of `total`."""
     warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * total
-    warmup = min(int(math.ceil(warmup)), max(0, total - 1))
+    warmup = min(math.ceil(warmup), max(0, total - 1))
     if step < warmup:
         return (step + 1) / (warmup + 1)
     share = (step - warmup) / max(1, total - warmup)

@@ -55,6 +55,7 @@ class TrainSettings(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     z_loss: float = Field(0.0, ge=0)
     save_every: int | Literal["epoch", "never"] = "epoch"
+    """Steps, each epoch, or never: then only the best and the last weights are kept."""
     evaluate_every: int | Literal["epoch", "never"] = "epoch"
     keep_checkpoints: int = Field(3, gt=0)
     early_stop: EarlyStopSettings | None = EarlyStopSettings()

@@ -13,6 +13,8 @@ class TrainState:
     step: int = 0
     epoch: int = 0
     group: int = 0
+    settled: bool = True
+    """Whether the evaluation and the checkpoint that are due after `step` were made."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Validation records, oldest first, each with its step."""
     best_step: int = -1
@@ -24,6 +26,10 @@ class TrainState:
     """How many parts a micro-batch is cut into since memory ran out (1: none)."""
     recent: list[float] = field(default_factory=list)
     """The last step losses, for telling a spike."""
+    skipped: list[str] = field(default_factory=list)
+    """Rows that are no longer trained on (`spikes: skip_row`)."""
+    anchor: int = -1
+    """Step of the last regular checkpoint: where a rollback goes."""
     finished: bool = False
     reason: str = ""
 

@@ -1,0 +1,98 @@
+"""Disk and memory that run out are told as such (exit 5), with the need and the limit, never as a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from luthier.core.errors import OutOfResource, RecipeError
+
+_LIMITS = {
+    errno.EFBIG: ("RLIMIT_FSIZE", resource.RLIMIT_FSIZE),
+    errno.EMFILE: ("RLIMIT_NOFILE", resource.RLIMIT_NOFILE),
+}
+_FULL = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOENT,
+}
+"""What writing meets when the place is full, forbidden, broken or gone."""
+
+
+def free_bytes(where: Path) -> int:
+    """Free space of the file system that holds `where` (or its nearest existing parent)."""
+    place = where.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+@contextmanager
+def told_as_resource(where: Path, need: int = 0) -> Iterator[None]:
+    """Inside, a full, read-only, forbidden or broken disk and a MemoryError become OutOfResource.
+
+    `need` is the number of bytes that were to be written, for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _told(error, where, need) from None
+    except MemoryError:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        told = f" under a limit of {limit >> 20} MB" if limit != resource.RLIM_INFINITY else ""
+        raise OutOfResource(
+            f"memory is exhausted{told}", where=str(where), remedy="lower train.micro_tokens or data.max_length"
+        ) from None
+
+
+def _told(error: OSError, where: Path, need: int) -> OutOfResource:
+    number = error.errno or 0
+    facts = [f"{need / 1e6:.1f} MB needed"] if need else []
+    if number in _LIMITS:
+        name, limit = _LIMITS[number]
+        facts.append(f"{name} is {resource.getrlimit(limit)[0]}")
+    else:
+        try:
+            facts.append(f"{free_bytes(where) / 1e6:.1f} MB free")
+        except OSError:
+            facts.append("the file system does not answer")
+    return OutOfResource(
+        f"cannot write: {os.strerror(number)} ({', '.join(facts)})",
+        where=str(where),
+        remedy="mend the place or the limit, then run the same command: nothing good was lost",
+    )
+
+
+def require_space(where: Path, need: int) -> None:
+    """OutOfResource now rather than in the middle of the work."""
+    free = free_bytes(where)
+    if free < need:
+        raise OutOfResource(
+            f"{need / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free",
+            where=str(where),
+            remedy="free space, or name a run directory on another disk",
+        )
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `2GB`, `500MB`, `1.5 TB` (1 KB = 1024 bytes)."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
+    if not found:
+        raise RecipeError(f"{text!r} is not a size", where="train.max_disk", remedy="for example 2GB")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
