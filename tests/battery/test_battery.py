@@ -9,6 +9,7 @@ from pathlib import Path
 import cells as battery
 import models as tiny
 import pytest
+import torch
 from cells import Cell
 from properties import PROPERTIES, falls
 
@@ -41,6 +42,23 @@ def test_cell(cell: Cell) -> None:
     RESULTS[cell] = found
     wrong = {name: result for name, result in found.items() if result.startswith("no")}
     assert not wrong, f"{cell}: {wrong}"
+
+
+@pytest.mark.parametrize("name", sorted([*battery.SETTINGS, "lora-tokens", "lora-embeddings", "stack-unipelt"]))
+def test_half_precision_base(name: str) -> None:
+    """On a bfloat16 base the trained weights are float32 and all of them learn, packed and padded."""
+    if (name, "qwen3") in battery.ABSENT:
+        pytest.skip(battery.ABSENT[name, "qwen3"])
+    cell = Cell(name, "qwen3", False)
+    for layout in ("padded", "flat"):
+        base = cell.base()
+        base.model.to(torch.bfloat16)
+        attached = METHODS.parse(cell.spec).attach(base, 0)
+        battery.shake(attached)
+        battery.outputs(base, attached, layout=layout).float().square().mean().backward()
+        assert all(
+            weight.grad is not None and weight.dtype == torch.float32 for weight in attached.parameters().values()
+        )
 
 
 @pytest.mark.slow
