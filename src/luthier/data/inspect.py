@@ -138,6 +138,8 @@ def _duplicates(splits: Splits) -> tuple[dict[str, Any], list[Problem]]:
     found, warnings = splits.twins, []
     across = splits.report.get("overlap", {})
     for pair, facts in across.items():
+        if not facts["exact"] and splits.report.get("by") == "named group":
+            continue  # rows of one pattern about different people or documents: alike by intention
         later, _, earlier = pair.partition(" in ")
         first = "; ".join(f"{item['where']} = {item['twin_where']}" for item in facts["rows"][:3])
         what = f"{facts['exact']} of {facts['of']} {later} rows stand in {earlier} too, {facts['near']} nearly"

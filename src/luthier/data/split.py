@@ -51,14 +51,17 @@ def split(loaded: Loaded, settings: SplitSettings, task: str) -> Splits:
     report: dict[str, Any] = {"seed": settings.seed, "notes": []}
     wanted = _wanted(loaded, settings, sides, report)
     free = np.flatnonzero((sides == TRAIN) | (sides == UNUSED))
-    groups = _groups(pool, found, settings)
+    named = _named(pool, settings)
+    groups = _groups(found.clusters[: len(pool)], found.wholes[: len(pool)], named)
     if settings.by_time:
         report["by"] = f"time: {settings.by_time}"
         order = split_time.oldest_first(pool, settings.by_time)
         free = _newest(order[np.isin(order, free)], loaded.max_rows)
         sides = _by_time(sides, free, wanted, len(pool))
     else:
-        report["by"] = "given" if not any(wanted) else "group" if settings.group != "none" else "row"
+        by_name = named is not None and bool(len(named)) and bool((named >= 0).all())
+        by = "row" if named is None else "named group" if by_name else "group"
+        report["by"] = by if any(wanted) else "given"
         ranks = _ranks(groups, found.wholes[: len(pool)], settings.seed)
         order = np.lexsort((np.arange(len(pool)), groups, ranks))
         free = order[np.isin(order, free)]
@@ -95,21 +98,28 @@ def _wanted(loaded: Loaded, settings: SplitSettings, sides: np.ndarray, report: 
     return wanted[0], wanted[1]
 
 
-def _groups(pool: Examples, found: Twins, settings: SplitSettings) -> np.ndarray:
+def _named(pool: Examples, settings: SplitSettings) -> np.ndarray | None:
+    """The number of the group that each row names, -1 where it names none; None when rows go one by one."""
+    if settings.group == "none":
+        return None
+    codes: dict[str, int] = {}
+    return np.array(
+        [-1 if key is None else codes.setdefault(key, len(codes)) for key in pool.column("group")], np.int64
+    )
+
+
+def _groups(clusters: np.ndarray, wholes: np.ndarray, named: np.ndarray | None) -> np.ndarray:
     """The group number of every pool row.
 
     Where every row names its group (a person, a document), that is what keeps rows together, with exact twins;
     likeness would chain questions of one pattern about different people into a single group.
     """
-    size = len(pool)
-    if settings.group == "none":
-        return np.arange(size)
-    codes: dict[str, int] = {}
-    named = np.array([-1 if key is None else codes.setdefault(key, len(codes)) for key in pool.column("group")])
-    alike = found.clusters[:size]
-    if size and (named >= 0).all():
-        alike = np.unique(found.wholes[:size], return_inverse=True)[1]
-    return twins.linked([alike.astype(np.int64), named.astype(np.int64)])
+    if named is None:
+        return np.arange(len(clusters))
+    alike = clusters
+    if len(named) and (named >= 0).all():
+        alike = np.unique(wholes, return_inverse=True)[1].astype(np.int64)
+    return twins.linked([alike, named])
 
 
 def _ranks(groups: np.ndarray, wholes: np.ndarray, seed: int) -> np.ndarray:
