@@ -12,7 +12,7 @@ from luthier.core.events import Emit, silent
 from luthier.core.types import Example, Row
 from luthier.data.batching import lengths_of
 from luthier.evaluate import answers as asking
-from luthier.evaluate import records
+from luthier.evaluate import guards, records
 from luthier.evaluate import slices as slicing
 from luthier.evaluate.losses import RowLosses, row_losses
 from luthier.evaluate.scores import PRIMARY, Answers, Problem, problem_of, scores, shares, truths, wanted
@@ -86,6 +86,10 @@ def evaluate(
     sources = [str(e.source) if (e := asking.example_of(name, by_id)) else "" for name in _ids(rows)]
     values["extremes"] = slicing.extremes(rows, sources, base.losses.means, tuned.losses.means)
     values |= _by_class(rows, base, tuned, problem, labels) if problem in ("single", "multi") else {}
+    if settings.guard:
+        emit("stage", name="evaluate.guards", files=len(settings.guard))
+        options = {"batch_tokens": settings.batch_tokens, "resamples": settings.bootstrap, "seed": seed}
+        values["guards"] = guards.measure(adapted, settings.guard, **options)
     samples = records.samples(adapted, rows, by_id, base.answers, tuned.answers, settings, seed)
     return Evaluation(values, samples, records.predictions(rows, sources, base, tuned, labels))
 

@@ -26,4 +26,5 @@ MERGED, SURE = 0.5, 5.0
 PADDING = 1e-3
 """Nats; float32 noise is below 1e-5."""
 HEAD_MOVED = 1e-6
-IDLE_LAYERS = 0.7
+HARMFUL, HARM_OF_LOSS = 0.02, 0.05
+"""Nats; share of the loss."""
