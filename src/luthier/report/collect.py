@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,16 +138,8 @@ def number(value: Any) -> float | None:
 
 
 def clean(value: Any) -> Any:
-    """`value` with every text redacted and every non-finite number as None (so that it is JSON)."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {redact(str(key)): clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(item) for item in value]
-    if isinstance(value, float):
-        return number(value)
-    return value
+    """`value` without secrets and home paths, and with every non-finite number as None (so that it is JSON)."""
+    return json.loads(redact(json.dumps(value, ensure_ascii=False)), parse_constant=lambda name: None)
 
 
 def _without_ids(manifest: dict[str, Any]) -> dict[str, Any]:

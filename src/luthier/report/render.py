@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
@@ -27,29 +27,28 @@ FEW = 30
 MOST_FACTS = 80
 
 
-def page(facts: Facts, story: Mapping[str, Any], texts: dict[str, str], png: bytes) -> str:
-    """The whole page as text."""
+@cache
+def _template() -> Any:
     import jinja2
 
-    here = files("luthier.report")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "show": words.show,
-        "signed": words.signed,
-        "percent": words.percent,
-        "duration": words.duration,
-        "size": words.size,
-        "plain": words.plain,
+        name: getattr(words, name) for name in ("show", "signed", "percent", "duration", "size", "plain")
     }
-    template = environment.from_string(here.joinpath("template.html").read_text("utf-8"))
+    return environment.from_string(files("luthier.report").joinpath("template.html").read_text("utf-8"))
+
+
+def page(facts: Facts, story: Mapping[str, Any], texts: dict[str, str], png: bytes) -> str:
+    """The whole page as text."""
+    template = _template()
     return template.render(
         facts=facts,
         t=texts,
         say=partial(words.say, texts),
         metric_name=partial(words.metric, texts),
-        css=here.joinpath("style.css").read_text("utf-8"),
+        css=files("luthier.report").joinpath("style.css").read_text("utf-8"),
         png=base64.b64encode(png).decode("ascii"),
         head=story["headline"],
         over=over(story["overfitting"]),

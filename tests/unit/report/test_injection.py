@@ -81,6 +81,7 @@ def test_there_are_140_payloads():
 
 def test_no_new_element_or_attribute(run, monkeypatch):
     monkeypatch.setattr("luthier.report.plots.draw", lambda *_: b"png")
+    monkeypatch.setattr("os.fsync", lambda handle: None)
     poisoned(run, "harmless")
     write(run)
     clean = shape(run)

@@ -1,0 +1,5 @@
+"""`python -m luthier.cli`"""
+
+from luthier.cli.app import main
+
+main()
