@@ -27,9 +27,9 @@ MORE: Mapping[str, tuple[dict[str, Any], float]] = {
     "last_layers": ({"name": "last_layers", "count": 2}, 1e-3),
 }
 """More methods for the calibration."""
-STEPS = 60
+STEPS = 80
 ROWS = 384
-GENERAL_SHARE = 3
+GENERAL_SHARE = 1
 """One general row for so many rows of the task: without any, every method forgets the little that the base knows."""
 
 

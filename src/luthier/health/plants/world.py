@@ -91,8 +91,8 @@ def counting(source: np.random.Generator, name: str) -> Row:
     return Row(name, ids, ids.copy())
 
 
-def build(folder: Path, seed: int = 0) -> World:
-    """Train the base (some seconds) and save it."""
+def blank(folder: Path, seed: int = 0) -> World:
+    """The base before it learnt anything: random weights, tokenizer, config."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -102,22 +102,21 @@ def build(folder: Path, seed: int = 0) -> World:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "w0"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(names),
-        max_position_embeddings=WINDOW,
-        bos_token_id=START,
-        eos_token_id=STOP,
-        pad_token_id=PAD,
-        **SIZE,
-    )
+    ids = {"bos_token_id": START, "eos_token_id": STOP, "pad_token_id": PAD}
+    config = LlamaConfig(vocab_size=len(names), max_position_embeddings=WINDOW, **ids, **SIZE)
     LlamaForCausalLM(config).save_pretrained(folder)
-    world = World(folder, seed)
+    return World(folder, seed)
+
+
+def build(folder: Path, seed: int = 0) -> World:
+    """Train the base (some seconds) and save it."""
+    world = blank(folder, seed)
     adapted = world.fresh({"name": "full"}, seed)
     source = generator(seed, "pretraining")
     corpus = [_any(source, f"p{i}") for i in range(4096)]
     train(adapted, corpus, lr=4e-3, steps=PRETRAINING, seed=seed, batch=48)
     adapted.base.model.save_pretrained(folder)
-    return World(folder, seed)
+    return world
 
 
 def _any(source: np.random.Generator, name: str) -> Row:
