@@ -68,7 +68,7 @@ def judge(metrics: Mapping[str, Any], task: str) -> Headline:
     rows = number(metrics.get("rows"))
     answer = "unclear"
     if low is not None and high is not None and (low > floor or high < -floor):
-        answer = "better" if (value < 0) == (name in LOWER_IS_BETTER) else "worse"
+        answer = side(metrics, name, value)
     return Headline(
         answer,
         name,
@@ -83,6 +83,12 @@ def judge(metrics: Mapping[str, Any], task: str) -> Headline:
         int(rows) if rows is not None else None,
         rows is not None and rows < FEW_ROWS,
     )
+
+
+def side(metrics: Mapping[str, Any], name: str, difference: float) -> str:
+    """better | worse, by the direction that the measurement names; unclear for a metric without a better side."""
+    higher = (metrics.get("directions") or {}).get(name, name not in LOWER_IS_BETTER)
+    return "unclear" if higher is None else "better" if (difference > 0) == bool(higher) else "worse"
 
 
 def interval(difference: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier.report import inspection, words
 from luthier.report.collect import Facts, number
-from luthier.report.headline import LOWER_IS_BETTER, interval, noise_floor, significant
+from luthier.report.headline import interval, noise_floor, side, significant
 from luthier.report.samples import text_of
 
 LAYER_COLUMNS = (
@@ -65,7 +65,8 @@ def page(facts: Facts, story: Mapping[str, Any], texts: dict[str, str], png: byt
         data=inspection.facts(facts.data),
         data_table=inspection.table(facts.data),
         splits=inspection.SPLITS,
-        extremes=[(name, extremes(facts.metrics.get(f"{name}_rows"))) for name in ("best", "worst")],
+        extremes=extremes(facts.metrics),
+        guards=guards(facts.metrics),
         env=flat(facts.environment),
         version=_version(),
     )
@@ -154,7 +155,7 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         mark = ""
         if low is not None:
             sure = significant(found, noise_floor(metrics, name))
-            mark = "same" if not sure else "better" if ((value or 0) < 0) == (name in LOWER_IS_BETTER) else "worse"
+            mark = side(metrics, name, value or 0.0) if sure else "same"
         rows.append({"name": name, "base": before, "tuned": after, "value": value, "mark": mark})
         rows[-1] |= {"low": low, "high": high, "p": number(found.get("p"))}
     return rows
@@ -229,18 +230,37 @@ def confusion(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"labels": labels, "rows": rows}
 
 
-def extremes(found: Any) -> list[dict[str, Any]]:
-    """Rows of `best_rows` or `worst_rows` with their losses and what was asked."""
-    rows = [item for item in found or () if isinstance(item, Mapping)]
-    return [
-        {
-            "row": item.get("source") or item.get("row"),
-            "base": number(item.get("base")),
-            "tuned": number(item.get("tuned")),
-            "asked": text_of(item.get("prompt")),
-        }
-        for item in rows[:5]
-    ]
+def extremes(metrics: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The rows that gained most, lost most, and are hardest still: where each stands and its two losses."""
+    found = metrics.get("extremes")
+    parts = []
+    for name in ("wins", "losses", "hardest"):
+        rows = [
+            item
+            for item in (found.get(name) if isinstance(found, Mapping) else None) or ()
+            if isinstance(item, Mapping)
+        ]
+        listed = [
+            (item.get("source") or item.get("id"), number(item.get("base_loss")), number(item.get("tuned_loss")))
+            for item in rows
+        ]
+        parts.append((name, listed[:5]))
+    return [part for part in parts if part[1]]
+
+
+def guards(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """General texts that must not be forgotten: loss of base and tuned, relative change with its interval."""
+    found = metrics.get("guards")
+    rows = []
+    for name, item in (found if isinstance(found, Mapping) else {}).items():
+        base = number(item.get("base")) if isinstance(item, Mapping) else None
+        if base:
+            low, high = interval(item)
+            ends = (None, None) if low is None or high is None else (low / base, high / base)
+            rows.append(
+                {"name": name, "base": base, "tuned": number(item.get("tuned")), "low": ends[0], "high": ends[1]}
+            )
+    return rows
 
 
 def sample(item: Mapping[str, Any]) -> dict[str, Any]:

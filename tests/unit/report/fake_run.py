@@ -102,10 +102,15 @@ METRICS = {
             },
         }
     },
-    "best_rows": [
-        {"row": "train.json:7", "base": 5.0, "tuned": 0.1, "source": "train.json:7", "prompt": "Who is Ada?"}
-    ],
-    "worst_rows": [{"row": "train.json:9", "base": 5.0, "tuned": 4.1, "source": "train.json:9", "prompt": "Why?"}],
+    "directions": {"loss": False, "perplexity": False, "token_accuracy": True, "exact_match": True, "stop_rate": None},
+    "extremes": {
+        "wins": [{"id": "train.json:7", "source": "train.json:7", "base_loss": 5.0, "tuned_loss": 0.1, "change": -4.9}],
+        "losses": [],
+        "hardest": [
+            {"id": "train.json:9", "source": "train.json:9", "base_loss": 5.0, "tuned_loss": 4.1, "change": -0.9}
+        ],
+    },
+    "guards": {"general.txt": {"rows": 40, "base": 2.5, "tuned": 2.52, "value": 0.02, "ci95": [-0.01, 0.05], "p": 0.2}},
 }
 
 

@@ -59,7 +59,8 @@ def poisoned(run, text: str) -> None:
     metrics = json.loads(json.dumps(fake_run.METRICS))
     metrics["split"] = text
     metrics["slices"] = {text: {f"{text}{i}": item for i, item in enumerate(metrics["slices"]["length"].values())}}
-    metrics["best_rows"][0] |= {"source": text, "prompt": text}
+    metrics["extremes"]["wins"][0]["source"] = text
+    metrics["guards"] = {text: metrics["guards"]["general.txt"]}
     fake_run.write_json(run.metrics, metrics)
     run.preview.write_text(text, "utf-8", "surrogatepass")
     events = fake_run.events()
