@@ -84,7 +84,7 @@ class Adaptation(ABC):
         """Fold into the base, once."""
         if not self.can_merge:
             raise CannotMerge(
-                f"{type(self).__name__} cannot be merged: {self.cannot_merge_because}",
+                f"this method cannot be merged: {self.cannot_merge_because}",
                 where="merge",
                 remedy="export the adapter itself",
             )
