@@ -413,6 +413,22 @@ def test_D18_what_is_no_text_is_refused_and_not_trained_as_empty(tmp_path):
     assert all(row.reference for row in found.examples)
 
 
+def test_values_that_only_parquet_can_hold_are_refused_or_kept(tmp_path):
+    import datetime
+    import decimal
+
+    odd = [float("nan"), float("inf"), b"bytes", datetime.date(2024, 1, 2), decimal.Decimal("1.5"), {"a": 1}]
+    for number, value in enumerate(odd):
+        path = tmp_path / f"{number}.parquet"
+        for column in ("text", "label", "id"):
+            row = {"text": "a", "label": "b", "id": "c"} | {column: value}
+            parquet.write_table(pa.Table.from_pylist([row]), path)
+            if column == "id":
+                assert len(loaded(path, "classify", split=SplitSettings(stratify="id")).examples) == 1
+            else:
+                assert column in str(refused(path, "classify"))
+
+
 def test_A5_rows_without_trained_tokens_are_fatal_above_the_threshold(tmp_path):
     from luthier.data import inspect_rows
 

@@ -1,7 +1,7 @@
 """Examples in Arrow columns: a `Sequence[Example]` whose memory is the text itself and not Python objects.
 
 Rows are collected into chunks; an Example is built when it is asked for. A selection (a split, a shuffle)
-is an index array over the same chunks.
+is an array of row numbers over the same chunks.
 """
 
 from __future__ import annotations
@@ -199,11 +199,11 @@ def _array(values: Sequence[str | None]) -> pa.Array:
 
 @dataclass
 class Examples(Sequence[Example]):
-    """Rows of chunks, all of them in order or those that `index` names. Indexing builds the Example."""
+    """Rows of chunks, all of them in order or those that `picked` names. Indexing builds the Example."""
 
     chunks: list[Chunk]
     files: list[str]
-    index: np.ndarray | None = None
+    picked: np.ndarray | None = None
     suffixes: dict[int, str] = field(default_factory=dict)
     """Positions whose id gets an ending: repeats of a row by a source's weight."""
 
@@ -211,7 +211,7 @@ class Examples(Sequence[Example]):
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self.chunks)])
 
     def __len__(self) -> int:
-        return int(self._starts[-1]) if self.index is None else len(self.index)
+        return int(self._starts[-1]) if self.picked is None else len(self.picked)
 
     @overload
     def __getitem__(self, at: int) -> Example: ...
@@ -226,7 +226,7 @@ class Examples(Sequence[Example]):
         at += len(self) if at < 0 else 0
         if not 0 <= at < len(self):
             raise IndexError(at)
-        row = at if self.index is None else int(self.index[at])
+        row = at if self.picked is None else int(self.picked[at])
         found = self._row(row)
         return self._renamed(found, at) if self.suffixes else found
 
@@ -242,7 +242,7 @@ class Examples(Sequence[Example]):
         return replace(example, id=example.id + ending) if ending else example
 
     def __iter__(self) -> Iterator[Example]:
-        if self.index is not None:
+        if self.picked is not None:
             for at in range(len(self)):
                 yield self[at]
             return
@@ -252,7 +252,7 @@ class Examples(Sequence[Example]):
     def select(self, positions: np.ndarray) -> Examples:
         """A view of the rows at these positions, in this order; a position may come twice."""
         positions = np.asarray(positions, np.int64)
-        index = positions if self.index is None else self.index[positions]
+        index = positions if self.picked is None else self.picked[positions]
         suffixes = {new: self.suffixes[old] for new, old in enumerate(positions.tolist()) if old in self.suffixes}
         return Examples(self.chunks, self.files, index, suffixes)
 
@@ -279,7 +279,7 @@ class Examples(Sequence[Example]):
         for chunk in self.chunks:
             array = of(chunk)
             found += array.to_pylist() if array is not None else [None] * len(chunk)
-        return found if self.index is None else [found[row] for row in self.index.tolist()]
+        return found if self.picked is None else [found[row] for row in self.picked.tolist()]
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """(index into `files`, line) of every row."""
@@ -287,7 +287,7 @@ class Examples(Sequence[Example]):
             return np.zeros(0, np.int32), np.zeros(0, np.int64)
         files = np.concatenate([chunk.files for chunk in self.chunks])
         lines = np.concatenate([chunk.lines for chunk in self.chunks])
-        return (files, lines) if self.index is None else (files[self.index], lines[self.index])
+        return (files, lines) if self.picked is None else (files[self.picked], lines[self.picked])
 
 
 def of(examples: Sequence[Example]) -> Examples:

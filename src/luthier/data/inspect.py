@@ -115,7 +115,8 @@ def _labels(splits: Splits) -> tuple[dict[str, Any], list[Problem], list[Problem
         return {}, [], []
     others = {name: counts[name] for name in SIDES[1:] if counts[name]}
     problems, warnings = inspect_labels.judge(counts["train"], others)
-    number, listed = 0, []
+    number = 0
+    listed: list[dict[str, Any]] = []
     if splits.twins is not None:
         number, listed = inspect_labels.conflicts(splits.parts, splits.twins, splits.sides >= 0)
     if number:

@@ -47,12 +47,11 @@ class LoadReport:
     sources: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    """"repaired" and "dropped" rows in all, and "repaired: reason" and "dropped: reason"."""
+    """How many repairs ("repaired") and left-out rows ("dropped") there were; the lists end at LISTED."""
 
     def tell(self, kind: str, where: str, row: str, name: str, reason: str) -> None:
         """Note one repair or drop."""
         self.counts[kind] += 1
-        self.counts[f"{kind}: {name}: {reason}"[:200]] += len(self.counts) < 1000
         listed = self.repaired if kind == "repaired" else self.dropped
         if len(listed) < LISTED:
             listed.append({"where": where, "row": row, "field": name, "reason": reason})
@@ -208,9 +207,9 @@ class _Reading:
             self._left_out(unused.field, unused.reason)
 
     def _extra(self, value: Mapping[str, Any]) -> dict[str, Any]:
-        extra = {name: value.get(name) for name in self._keep}
+        extra = {name: _plain(value.get(name)) for name in self._keep}
         if self._id is not None and isinstance(found := value.get(self._id), str | int):
-            extra["id"] = found
+            extra["id"] = _plain(found)
         return extra
 
     def _group_of(self, value: Mapping[str, Any]) -> str | None:
@@ -270,6 +269,13 @@ class _Reading:
         sha = of_file(path) if path.is_file() else _of_saved(path)
         record = {"path": self.source.path, "sha256": sha, "rows": self.kept, "format": name}
         self.report.sources.append(record)
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold: numbers, texts, null; anything else as its text."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    return value if isinstance(value, int | float) and abs(value) < 2**63 else str(value)
 
 
 def _of_saved(path: Path) -> str:

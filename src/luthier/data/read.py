@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from luthier.core.errors import DataError
 from luthier.data import read_json, read_table, read_text
@@ -49,12 +50,12 @@ def locate(settings: DataSettings) -> dict[str, list[Located]]:
     given = settings.train if isinstance(settings.train, list) else [settings.train]
     found: dict[str, list[Located]] = {"train": [], "validation": [], "test": []}
     for item in given:
-        source = item if isinstance(item, SourceSettings) else SourceSettings(path=item)
+        source = item if isinstance(item, SourceSettings) else SourceSettings(path=item, weight=1.0)
         found["train"] += _expand(source, settings, "data.train")
     for part in ("validation", "test"):
         path = getattr(settings, part)
         if path:
-            items = _expand(SourceSettings(path=path), settings, f"data.{part}")
+            items = _expand(SourceSettings(path=path, weight=1.0), settings, f"data.{part}")
             found[part] = [replace(item, split=part) for item in items]
     return _named(found)
 
@@ -76,7 +77,7 @@ def _expand(source: SourceSettings, settings: DataSettings, key: str) -> list[Lo
 
         text = str(builtin.path(text.partition(":")[2] or "instruct"))
     path = Path(text).expanduser()
-    common = {"weight": source.weight, "format": source.format, "task": source.task}
+    common: dict[str, Any] = {"weight": source.weight, "format": source.format, "task": source.task}
     if path.is_file():
         return [Located(str(path), _kind(path, key), "", **common)]
     if path.is_dir():
@@ -99,7 +100,7 @@ def _kind(path: Path, key: str) -> str:
     return kind
 
 
-def _folder(path: Path, key: str, common: dict) -> list[Located]:
+def _folder(path: Path, key: str, common: dict[str, Any]) -> list[Located]:
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         return [Located(str(path), "saved", "", **common)]
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_data(file, path)]

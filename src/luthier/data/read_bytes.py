@@ -10,7 +10,7 @@ import codecs
 import gzip
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,14 +101,13 @@ def utf8_blocks(path: Path, encoding: str = "utf-8") -> Iterator[bytes]:
     if name not in ("utf-8", "utf-8-sig"):
         yield from _transcoded(stream, path, encoding)
         return
-    with closing(stream):
-        for number, block in enumerate(stream):
-            head = block
-            if number == 0:
-                _refuse_other_unicode(block, path)
-                head = block.removeprefix(codecs.BOM_UTF8)
-            if head:
-                yield head
+    for number, block in enumerate(stream):
+        head = block
+        if number == 0:
+            _refuse_other_unicode(block, path)
+            head = block.removeprefix(codecs.BOM_UTF8)
+        if head:
+            yield head
 
 
 def _refuse_other_unicode(block: bytes, path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from luthier.core.errors import DataError
 from luthier.data.read_bytes import MAX_ROW_BYTES, Fault, Raw, decode, lines
@@ -77,7 +78,7 @@ def read_delimited(path: Path, kind: str, known: frozenset[str], note: Note, enc
         yield Raw(dict(zip(header, cells, strict=True)), start)
 
 
-def _dialect(path: Path, kind: str, note: Note, encoding: str) -> tuple[str, int]:
+def _dialect(path: Path, kind: str, note: Note, encoding: str) -> tuple[str, Literal[0, 3]]:
     delimiter = "\t" if kind == "tsv" else ","
     sample: list[str] = []
     size = 0

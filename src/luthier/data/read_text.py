@@ -9,8 +9,8 @@ from pathlib import Path
 from luthier.core.errors import DataError
 from luthier.data.read_bytes import MAX_ROW_BYTES, Fault, Raw, decode, lines, too_large
 
-MARKS = ("<|endoftext|>", "</s>")
-"""Lines that hold only one of these part documents."""
+MARK = "<|endoftext|>"
+"""Parts documents (GPT-2's and TinyStories' way); it is not text itself."""
 _TEXT_NAME = re.compile(r"(^|[._-])(texts?|sentences?|inputs?|input0)(?=$|[._-])", re.IGNORECASE)
 
 
@@ -29,8 +29,7 @@ def read_documents(path: Path, encoding: str = "utf-8") -> Iterator[Raw | Fault]
             line = decode(data, offset)
         except ValueError as error:
             raise DataError(str(error), where=f"{path}:{number}", remedy="name the encoding: data.encoding") from None
-        mark = next((mark for mark in MARKS if mark in line), None)
-        if mark is None:
+        if MARK not in line:
             begin = begin if kept else number
             if kept or line.strip():
                 kept.append(line)
@@ -38,7 +37,7 @@ def read_documents(path: Path, encoding: str = "utf-8") -> Iterator[Raw | Fault]
             if size > MAX_ROW_BYTES:
                 raise too_large(path, begin)
             continue
-        before, *later = line.split(mark)
+        before, *later = line.split(MARK)
         for piece in later:
             if text := "\n".join([*kept, before]).strip():
                 yield Raw({"text": text}, begin if kept else number)
@@ -54,7 +53,7 @@ def label_file(path: Path) -> Path | None:
     names = [path.with_suffix(ending) for ending in (".label", ".labels") if suffix != ending]
     if _TEXT_NAME.search(stem):
         for word in ("labels", "label"):
-            names.append(path.with_name(_TEXT_NAME.sub(lambda found, word=word: found[1] + word, stem) + suffix))
+            names.append(path.with_name(_TEXT_NAME.sub(rf"\g<1>{word}", stem) + suffix))
     if suffix in (".text", ".texts", ".input0"):
         names += [path.with_suffix(".label"), path.with_suffix(".labels")]
     return next((name for name in names if name.is_file() and name != path), None)

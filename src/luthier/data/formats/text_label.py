@@ -57,6 +57,7 @@ def _label(fields: Fields) -> Any:
         if not all(isinstance(item, str | int) and not isinstance(item, bool) for item in value):
             raise Refused(column, "a list that is not all labels", "a list of class names")
         return tuple(value)
-    if isinstance(value, dict) or value != value:
-        raise Refused(column, "not a label", "a class name or a number")
+    number = isinstance(value, int | float)
+    if not (isinstance(value, str) or number) or (number and not abs(value) < 2**63):
+        raise Refused(column, f"{str(value)[:40]!r} is no label", "a class name or a number")
     return value
