@@ -50,6 +50,7 @@ def evaluation_split(data: Data) -> str:
 def measure(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter) -> dict[str, Any]:
     """Base against tuned on the same rows; writes evaluation/."""
     from luthier.evaluate.run import evaluate
+    from luthier.pipeline.evidence import hashes
 
     split = evaluation_split(data)
     found = evaluate(
@@ -62,7 +63,7 @@ def measure(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter
         seed=recipe.seed,
         emit=emit,
     )
-    metrics = {**found.as_json(), "split": split}
+    metrics = {**found.as_json(), "split": split, "evidence": hashes(run)}
     atomic.write_json(run.metrics, metrics)
     write_lines(run.samples, found.samples)
     write_lines(run.predictions, found.predictions)
