@@ -17,7 +17,9 @@ def value(name, prediction, reference):
 
 
 @pytest.mark.parametrize("name", ["rouge1", "rouge2", "rougeL", "exact_match", "qa_f1", "bleu", "chrf"])
-@pytest.mark.parametrize("text", ["今天天气很好，我们去公园吧。", "使用GPU训练大模型", "the cat sat on the mat", "日本語のテキスト"])
+@pytest.mark.parametrize(
+    "text", ["今天天气很好，我们去公园吧。", "使用GPU训练大模型", "the cat sat on the mat", "日本語のテキスト"]
+)
 def test_e3_identical_texts_score_one_in_every_language(name, text):
     best = 100.0 if name in ("bleu", "chrf") else 1.0
     assert value(name, text, text) == pytest.approx(best)

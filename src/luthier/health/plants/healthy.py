@@ -12,7 +12,7 @@ from luthier.health.plants.world import World, train
 
 METHODS: Mapping[str, tuple[dict[str, Any], float]] = {
     "lora": ({"name": "lora", "r": 8}, 3e-3),
-    "prefix": ({"name": "prefix", "length": 4}, 2e-2),
+    "prefix": ({"name": "prefix", "length": 4}, 1e-2),
     "bottleneck": ({"name": "bottleneck", "reduction": 4}, 3e-3),
     "full": ({"name": "full"}, 5e-4),
 }

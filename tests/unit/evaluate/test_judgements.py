@@ -1,0 +1,175 @@
+"""Verdict, overfitting, trajectories, comparison: pure functions and files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.core.errors import DataError
+from luthier.core.rundir import RunDir
+from luthier.evaluate import overfitting, trajectories
+from luthier.evaluate.compare import compare
+from luthier.evaluate.verdict import verdict
+
+GOOD = {
+    "primary": "loss", "difference": {"loss": {"ci95": [-0.3, -0.1]}}, "noise_floor": {"loss": 1e-6},
+    "directions": {"loss": False},
+}  # fmt: skip
+HEALTHY = {"verdict": "ok", "diagnoses": []}
+
+
+def test_ships_when_the_interval_lies_above_zero():
+    assert verdict(GOOD, HEALTHY)["ship"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "health", "more", "said"),
+    [
+        ({**GOOD, "difference": {"loss": {"ci95": [-0.3, 0.1]}}}, HEALTHY, {}, "above zero"),
+        ({**GOOD, "noise_floor": {"loss": 0.2}}, HEALTHY, {}, "noise floor"),
+        ({**GOOD, "difference": {}}, HEALTHY, {}, "no paired interval"),
+        (GOOD, {"verdict": "fail", "diagnoses": [{"name": "exploding", "status": "fail"}]}, {}, "exploding"),
+        (GOOD, {}, {}, "health"),
+        (GOOD, HEALTHY, {"guards": {"wiki": {"base": 2.0, "ci95": [0.0, 0.4]}}}, "guard wiki"),
+        (GOOD, HEALTHY, {"recorded": {"data": "a"}, "now": {"data": "b"}}, "stale"),
+        (GOOD, HEALTHY, {"recorded": {}, "now": {"adapter": "b"}}, "stale"),
+    ],
+)
+def test_does_not_ship_and_says_why(metrics, health, more, said):
+    found = verdict(metrics, health, **more)
+    assert not found["ship"]
+    assert any(said in reason for reason in found["reasons"])
+
+
+def test_a_guard_within_its_margin_ships():
+    assert verdict(GOOD, HEALTHY, {"wiki": {"base": 2.0, "ci95": [-0.1, 0.05]}})["ship"]
+
+
+STEPS = [10, 20, 30, 40, 50, 60]
+FALLING = list(zip(STEPS, [3.0, 2.0, 1.5, 1.2, 1.0, 0.9], strict=True))
+
+
+def curve(*losses):
+    return list(zip(STEPS, losses, strict=False))
+
+
+def test_r2_planted_overfitting_is_found_with_its_step():
+    found = overfitting.diagnose(FALLING, curve(2.0, 1.5, 1.4, 1.6, 1.9, 2.3))
+    assert found.verdict in ("overfit", "memorising")
+    assert found.since == 30
+    assert "step 30" in found.advice
+
+
+def test_r2_the_documents_test_is_inverted_3_2_1_is_healthy_and_1_2_3_is_not():
+    assert overfitting.diagnose(FALLING, curve(3.0, 2.0, 1.0)).verdict in ("healthy", "underfit")
+    assert overfitting.diagnose(FALLING, curve(1.0, 2.0, 3.0)).verdict in ("overfit", "memorising")
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=3, max_size=30), st.lists(st.floats(0.01, 10), min_size=3, max_size=30))
+def test_r2_a_falling_validation_loss_is_never_overfitting(train, validation):
+    falling = sorted(validation, reverse=True)
+    found = overfitting.diagnose(list(enumerate(train)), list(enumerate(falling)))
+    assert found.verdict not in ("overfit", "memorising", "diverging")
+
+
+def test_r2_underfitting_and_noise_have_their_own_verdicts():
+    assert overfitting.diagnose(FALLING, curve(5.0, 4.0, 3.2, 2.5, 1.9, 1.4)).verdict == "underfit"
+    wobble = curve(1.0, 1.6, 0.99, 1.5, 1.01, 1.55)
+    assert overfitting.diagnose(FALLING, wobble).verdict in ("noisy", "healthy")
+
+
+def test_r2_a_rise_within_the_rows_own_noise_is_noise():
+    source = np.random.default_rng(0)
+    counts = np.ones(20)
+    rows = [(step, 1 + source.normal(0, 1, 20), counts) for step in (10, 20, 30)]
+    means = [(step, float(loss.mean())) for step, loss, _ in rows]
+    found = overfitting.diagnose(FALLING, [(10, 2.0), *means[1:], (40, means[1][1] * 1.1)], rows)
+    assert found.verdict not in ("overfit", "memorising") or found.band[0] > 0
+
+
+def test_memorisation_probe_and_canary_exposure():
+    source = np.random.default_rng(0)
+    twins = source.normal(2, 0.3, 40)
+    assert overfitting.memorisation(twins - 1.5, twins)["memorised"]
+    assert not overfitting.memorisation(twins + source.normal(0, 0.1, 40), twins)["memorised"]
+    controls = source.normal(5, 1, 255).tolist()
+    assert overfitting.exposure(0.1, controls) == 8.0
+    assert overfitting.exposure(100.0, controls) == 0.0
+
+
+def test_e11_checkpoints_7_and_21_converged_or_overfit():
+    flat = [(step, 1.0) for step in (7, 14, 21)]
+    assert overfitting.between(flat, 7, 21)["verdict"] == "converged"
+    assert overfitting.between([(7, 1.0), (14, 0.8), (21, 0.7)], 7, 21)["verdict"] == "improving"
+    found = overfitting.between([(7, 1.0), (14, 0.7), (21, 0.9)], 7, 21)
+    assert found["verdict"] == "overfit"
+    assert found["best"] == 14
+    assert overfitting.between(flat, 7, 22)["verdict"] == "unknown"
+
+
+def record(step, rows, losses):
+    return {"step": step, "epoch": 0, "rows": rows, "loss": losses, "tokens": [4] * len(rows)}
+
+
+def test_trajectories_of_rows():
+    kinds = {
+        "good": [3.0, 1.0, 0.8], "hard": [3.0, 2.9, 2.8], "lost": [3.0, 0.8, 2.9], "heart": [3.0, 0.4, 0.01],
+    }  # fmt: skip
+    names = list(kinds)
+    records = [record(step, names, [kinds[name][step] for name in names]) for step in range(3)]
+    found = trajectories.trajectories([*records, records[-1], record(3, ["once"], [1.0])])
+    assert {name: one.kind for name, one in found.items()} == {
+        "good": "learned", "hard": "never_learned", "lost": "forgotten", "heart": "memorised", "once": "seen_once",
+    }  # fmt: skip
+    assert len(found["good"].losses) == 3
+    assert trajectories.counts(found)["learned"] == 1
+
+
+def test_the_row_behind_a_spike_is_named_with_file_and_line():
+    records = [record(step, ["a", "b"], [1.0 + 0.01 * (step % 3), 1.0]) for step in range(20)]
+    records[15] = record(15, ["a", "poison"], [1.0, 30.0])
+    (spike,) = trajectories.spikes(records, {"poison": "data.json:7"})
+    assert spike["step"] == 15
+    assert spike["rows"][0] == {"id": "poison", "loss": 30.0, "share": pytest.approx(30 / 31), "source": "data.json:7"}
+
+
+@given(st.lists(st.floats(0.1, 5), min_size=2, max_size=20))
+def test_a_row_that_only_falls_is_never_forgotten(losses):
+    assert trajectories.classify(sorted(losses, reverse=True), 1.0) != "forgotten"
+
+
+def write_run(folder, rate, losses):
+    run = RunDir(folder)
+    run.predictions.parent.mkdir(parents=True)
+    run.resolved.write_text(f"train: {{lr: {rate}}}\ntask: instruct\n")
+    run.status.write_text(json.dumps({"state": "finished", "step": 3}))
+    events = [{"kind": "train", "step": i, "loss": 3.0 - i, "tokens": 10, "seconds": 0.5} for i in range(3)]
+    events += [{"kind": "validate", "step": i, "loss": 2.0 - 0.1 * i} for i in range(3)]
+    run.events.write_text("".join(json.dumps(event) + "\n" for event in events))
+    run.metrics.write_text(json.dumps({"rows": 30, "primary": "loss", "tuned": {"loss": float(np.mean(losses))}}))
+    run.health.write_text(json.dumps({"verdict": "ok", "top": None}))
+    records = [{"id": f"r{i}", "tokens": 4, "tuned_loss": loss} for i, loss in enumerate(losses)]
+    run.predictions.write_text("".join(json.dumps(item) + "\n" for item in records))
+    return run
+
+
+def test_compare_reads_files_only(tmp_path):
+    source = np.random.default_rng(0)
+    losses = source.random(30)
+    runs = [write_run(tmp_path / "a", 1e-3, losses), write_run(tmp_path / "b", 2e-3, losses - 0.2)]
+    found = compare(runs)
+    assert found["recipe"] == {"train.lr": [0.001, 0.002]}
+    assert found["paired"][0]["metrics"]["loss"]["value"] == pytest.approx(-0.2)
+    assert found["paired"][0]["metrics"]["loss"]["p"] < 0.01
+    assert found["runs"][0]["cost"]["tokens"] == 30
+    assert found["runs"][0]["validation"] == [[0, 2.0], [1, 1.9], [2, 1.8]]
+    json.dumps(found)
+
+
+def test_compare_needs_two_runs(tmp_path):
+    with pytest.raises(DataError):
+        compare([RunDir(tmp_path)])
