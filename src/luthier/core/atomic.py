@@ -11,9 +11,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from luthier.core.resources import told_as_resource
 
 STAGING_PREFIX = ".staging-"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -30,17 +32,27 @@ def fsync_folder(folder: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Atomically replace `path` by `data`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f"{STAGING_PREFIX}{os.getpid()}-{path.name}")
-    try:
-        with open(staged, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+    with told_as_resource(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(staged, "wb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(staged, path)
+        finally:
+            _forget(staged)
+        fsync_folder(path.parent)
+
+
+def _forget(staged: Path) -> None:
+    """Remove a staged file or folder; a disk that refuses even this must not hide why the writing failed."""
+    if staged.is_dir():
+        shutil.rmtree(staged, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,12 +73,18 @@ def publish_folder(target: Path) -> Iterator[Path]:
     no moment without a whole folder under the public name. Where the file system cannot exchange, the old one
     is moved aside first; `recover` puts it back after a crash between the two renames.
     """
+    staged = target.with_name(f"{STAGING_PREFIX}{os.getpid()}-{target.name}")
+    with told_as_resource(target), _staged(target, staged):
+        yield staged
+
+
+@contextmanager
+def _staged(target: Path, staged: Path) -> Iterator[None]:
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_staging(target)
-    staged = target.with_name(f"{STAGING_PREFIX}{os.getpid()}-{target.name}")
     staged.mkdir()
     try:
-        yield staged
+        yield
         for path in sorted(staged.rglob("*"), reverse=True):
             fsync_folder(path)
         fsync_folder(staged)
@@ -77,9 +95,9 @@ def publish_folder(target: Path) -> Iterator[Path]:
             os.replace(target, old)
             os.replace(staged, target)
         fsync_folder(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _forget(old)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        _forget(staged)
 
 
 def remove_staging(target: Path) -> None:

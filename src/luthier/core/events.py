@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from luthier.core.resources import told_as_resource
+
 Listener = Callable[[dict[str, Any]], None]
 Emit = Callable[..., None]
 """`emit("train", step=3, loss=1.2)`: the seam that rooms are given; they never print."""
@@ -33,19 +35,24 @@ class Emitter:
 
 
 class JsonLines:
-    """Appends records to a file, one a line, flushed each time. `offset()` lets a checkpoint remember the
+    """Appends records to a file, one a line, unbuffered. `offset()` lets a checkpoint remember the
     place, `truncate()` takes a resumed log back to it, so that each step stands there once."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._handle = open(path, "ab")  # noqa: SIM115
+        with told_as_resource(path):
+            self._handle = open(path, "ab", buffering=0)  # noqa: SIM115
         self._began = self._handle.tell()
 
     def __call__(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, ensure_ascii=False, default=str)
-        self._handle.write(text.encode("utf-8", "backslashreplace") + b"\n")
-        self._handle.flush()
+        self._write(text.encode("utf-8", "backslashreplace") + b"\n")
+
+    def _write(self, data: bytes) -> None:
+        with told_as_resource(self.path, len(data)):
+            while data:
+                data = data[self._handle.write(data) or 0 :]
 
     def offset(self) -> int:
         """Bytes written so far."""
@@ -58,7 +65,6 @@ class JsonLines:
 
     def sync(self) -> None:
         """Make what was written durable: a checkpoint that names an offset must find it after a power cut."""
-        self._handle.flush()
         os.fsync(self._handle.fileno())
 
     def restart(self) -> None:
@@ -66,12 +72,11 @@ class JsonLines:
         if self._began:
             mine = self.path.read_bytes()[self._began :]
             self.truncate(0)
-            self._handle.write(mine)
-            self._handle.flush()
+            self._write(mine)
             self._began = 0
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close the file."""
         self._handle.close()
 
 

@@ -28,9 +28,8 @@ _FULL = {
     errno.EMFILE,
     errno.ENFILE,
     errno.ENOMEM,
-    errno.ENOENT,
 }
-"""What writing meets when the place is full, forbidden, broken or gone."""
+"""What writing meets when the place is full, forbidden or broken."""
 
 
 def free_bytes(where: Path) -> int:
@@ -59,6 +58,17 @@ def told_as_resource(where: Path, need: int = 0) -> Iterator[None]:
         raise OutOfResource(
             f"memory is exhausted{told}", where=str(where), remedy="lower train.micro_tokens or data.max_length"
         ) from None
+    except Exception as error:
+        number = _number_of(error)
+        if number not in _FULL:
+            raise
+        raise _told(OSError(number, ""), where, need) from None
+
+
+def _number_of(error: Exception) -> int:
+    """errno of what a Rust library raises: `… I/O error: No space left on device (os error 28)`."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
 
 
 def _told(error: OSError, where: Path, need: int) -> OutOfResource:

@@ -100,7 +100,7 @@ def _refuse_early(recipe: Recipe) -> None:
 def _note_failure(run: RunDir, emit: Emitter, error: BaseException) -> None:
     code = getattr(error, "exit_code", 3 if isinstance(error, KeyboardInterrupt) else 70)
     state = "interrupted" if code == 3 else "failed"
-    with suppress(OSError):  # the disk may be the very reason
+    with suppress(OSError, LuthierError):  # the disk may be the very reason
         emit("failed", what=str(error)[:2000], exit_code=code)
         run.write_status(state, exit_code=code)
 
