@@ -8,7 +8,7 @@ import numpy as np
 
 from luthier.core.seeding import generator
 from luthier.core.types import Row
-from luthier.data.pack import best_fit
+from luthier.data.pack import best_fit, fill
 from luthier.engine.batch import Batch, from_rows
 
 DEFAULT_MICRO_TOKENS = 4096
@@ -23,7 +23,8 @@ def lengths_of(rows: Sequence[Row]) -> np.ndarray:
 class BatchPlan:
     """Which rows form which step. A group is one optimizer step; its batches are the micro-batches.
 
-    With `batch_tokens`, groups are filled to the budget best-fit; `micro_tokens` cuts them into forwards. With
+    With `batch_tokens`, groups are filled in the shuffled order (so every step sees rows of all kinds), and best-fit
+    packing into `micro_tokens` happens inside a group. With
     `batch_size`, micro-batches have that many rows and a group has `accumulate` of them. Every row occurs exactly
     once an epoch. The first group of the first epoch holds the longest rows, so that memory trouble comes at once.
     """
@@ -59,10 +60,8 @@ class BatchPlan:
             micros = [order[i : i + size].tolist() for i in range(0, len(order), size)]
             groups = [micros[i : i + self.accumulate] for i in range(0, len(micros), self.accumulate)]
         else:
-            packs = best_fit(self.lengths, order, int(self.batch_tokens or DEFAULT_MICRO_TOKENS))
-            if self.shuffle:
-                packs = [packs[i] for i in source.permutation(len(packs))]
-            groups = [self._micro(pack) for pack in packs]
+            budget = int(self.batch_tokens or DEFAULT_MICRO_TOKENS)
+            groups = [self._micro(pack) for pack in fill(self.lengths, order, budget)]
         if epoch == 0 and self.shuffle and len(groups) > 1:
             heaviest = max(range(len(groups)), key=lambda g: max(self._cost(micro) for micro in groups[g]))
             groups.insert(0, groups.pop(heaviest))

@@ -1,4 +1,4 @@
-"""Best-fit packing: longest first, each into the fullest bin that still holds it."""
+"""Packing rows into token budgets: in order for the steps, best-fit for the forwards inside a step."""
 
 from __future__ import annotations
 
@@ -30,3 +30,21 @@ def best_fit(lengths: np.ndarray, order: np.ndarray, budget: int) -> list[list[i
         if left > 0:
             bisect.insort(rooms, (left, number))
     return bins
+
+
+def fill(lengths: np.ndarray, order: np.ndarray, budget: int) -> list[list[int]]:
+    """Rows in the given order, a new pack where the next row would pass the budget.
+
+    Steps are filled like this and not best-fit: that would put rows of one length, which are often of one kind,
+    into one step, and the loss would swing between kinds. The slack costs nothing, since nothing is padded.
+    """
+    packs: list[list[int]] = []
+    room = 0
+    for index in order.tolist():
+        need = int(lengths[index])
+        if not packs or need > room:
+            packs.append([])
+            room = budget
+        packs[-1].append(index)
+        room -= need
+    return packs
