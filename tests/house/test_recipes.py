@@ -50,3 +50,12 @@ def test_commands_in_the_pages_name_real_verbs_and_options(text):
         known = {option for param in build(words[1]).params for option in (*param.opts, *param.secondary_opts)}
         used = {word.split("=")[0] for word in words[2:] if word.startswith("--") and "." not in word.split("=")[0]}
         assert used <= known | {"--help", "--debug"}, line
+
+
+def test_the_recipe_page_is_fresh():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("make_recipe_page", ROOT / "docs" / "make_recipe_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text("utf-8") == module.page(), "python docs/make_recipe_page.py"
