@@ -59,24 +59,6 @@ def _swapped(base: Scored, tuned: Scored, source: np.random.Generator, size: int
     )
 
 
-def interval(scored: Scored, resamples: int = 1000, seed: int = 0) -> list[float]:
-    """95 % percentile bootstrap interval of one model's value."""
-    count = len(scored.rows)
-    if count < 2:
-        return [scored.value, scored.value]
-    source = generator(seed, "bootstrap", count)
-    blocks = [min(BLOCK, resamples - start) for start in range(0, resamples, BLOCK)]
-    share = np.full(count, 1 / count)
-    drawn = [scored.weighted(source.multinomial(count, share, size=size).astype(np.float64)) for size in blocks]
-    return [float(end) for end in np.nanquantile(np.concatenate(drawn), [0.025, 0.975])]
-
-
-def detectable(scored: Scored, resamples: int = 200, seed: int = 0) -> float:
-    """Half the width that one model's value has by chance, in the value's unit (for guards)."""
-    low, high = interval(scored, resamples, seed)
-    return (high - low) / 2
-
-
 def group_indices(names: list[str]) -> np.ndarray | None:
     """[n] indices of equal names; None where all differ (then rows are their own groups)."""
     known: dict[str, int] = {}
