@@ -80,15 +80,16 @@ def against(first: RunDir, other: RunDir, seed: int = 0) -> dict[str, Any]:
     if not common:
         return made
     pairs = [(mine[name], theirs[name]) for name in common]
-    made["metrics"]["loss"] = paired(*(_loss([pair[side] for pair in pairs]) for side in (0, 1)), 1000, seed)
+    first_side, other_side = ([pair[side] for pair in pairs] for side in (0, 1))
+    made["metrics"]["loss"] = paired(_loss(first_side), _loss(other_side), 1000, seed)
     if all("target" in record for pair in pairs for record in pair):
-        sides = [mean([pair[side].get("tuned") == pair[side]["target"] for pair in pairs]) for side in (0, 1)]
-        made["metrics"]["accuracy"] = paired(*sides, 1000, seed)
+        right = [[record.get("tuned") == record["target"] for record in side] for side in (first_side, other_side)]
+        made["metrics"]["accuracy"] = paired(mean(right[0]), mean(right[1]), 1000, seed)
     scored = [pair for pair in pairs if "scores" in pair[0] and "scores" in pair[1]]
     for metric in scored[0][0]["scores"] if scored else ():
         kept = [pair for pair in scored if all(metric in record["scores"] for record in pair)]
-        sides = [mean([pair[side]["scores"][metric]["tuned"] for pair in kept]) for side in (0, 1)]
-        made["metrics"][metric] = paired(*sides, 1000, seed)
+        values = [[pair[side]["scores"][metric]["tuned"] for pair in kept] for side in (0, 1)]
+        made["metrics"][metric] = paired(mean(values[0]), mean(values[1]), 1000, seed)
     return made
 
 

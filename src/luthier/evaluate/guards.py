@@ -42,7 +42,7 @@ def rows_of(file: str | Path, adapted: Any) -> list[Row]:
     from luthier.data.settings import DataSettings
     from luthier.data.templates import TEMPLATES
 
-    settings = DataSettings(train=str(file), max_length=adapted.max_length, cache=False)
+    settings = DataSettings.model_validate({"train": str(file), "max_length": adapted.max_length, "cache": False})
     loaded = loading.load(settings, "language_model")
     tokenizer, stop = adapted.base.tokenizer, adapted.base.stop_ids[0]
     template = TEMPLATES.parse("plain")

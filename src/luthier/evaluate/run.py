@@ -141,8 +141,9 @@ def _noise_floor(
     first = base.answers
     if first is not None and texts:
         order = list(range(min(len(first.places), REPEATED_ANSWERS)))[::-1]
-        picked = [[part[index] for index in order] for part in (first.prompts, first.places, first.references)]
-        repeated = asking.answer(adapted, *picked, settings.samples.max_new_tokens)  # type: ignore[arg-type]
+        prompts, places = [first.prompts[i] for i in order], [first.places[i] for i in order]
+        references, limit = [first.references[i] for i in order], settings.samples.max_new_tokens
+        repeated = asking.answer(adapted, prompts, places, references, limit)
         now = scores(texts, rows, again, repeated)
         floor |= {name: abs(now[name].value - base.scores[name].take(order).value) for name in texts}
     return {name: float(value) if np.isfinite(value) else 0.0 for name, value in floor.items()}

@@ -22,7 +22,7 @@ class EvaluateSettings(Settings):
     """What is measured at the end, on the test split (validation where there is no test)."""
 
     metrics: list[str] | Literal["auto"] = "auto"
-    samples: SampleSettings = SampleSettings()
+    samples: SampleSettings = SampleSettings.model_validate({})
     generate_rows: int = Field(100, ge=0)
     """Rows that are answered by generation for text metrics (exact match, ROUGE …); 0: none."""
     bootstrap: int = Field(1000, ge=100)

@@ -28,7 +28,7 @@ CONTENT = 3
 SPECIAL = ("<pad>", "<s>", "</s>", "copy", "next", "task", ":")
 PAD, START, STOP, COPY, NEXT, TASK, COLON = range(len(SPECIAL))
 FIRST = len(SPECIAL)
-SIZE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+SIZE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 WINDOW = 64
 PRETRAINING = 350
 LABELS = ("even", "odd")
@@ -102,7 +102,7 @@ def blank(folder: Path, seed: int = 0) -> World:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "w0"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    ids = {"bos_token_id": START, "eos_token_id": STOP, "pad_token_id": PAD}
+    ids: dict[str, Any] = {"bos_token_id": START, "eos_token_id": STOP, "pad_token_id": PAD}
     config = LlamaConfig(vocab_size=len(names), max_position_embeddings=WINDOW, **ids, **SIZE)
     LlamaForCausalLM(config).save_pretrained(folder)
     return World(folder, seed)
