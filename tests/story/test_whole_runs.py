@@ -1,4 +1,4 @@
-"""The story end to end on a tiny random model: every file, resume after kill -9 to the bit, a finished run left alone."""
+"""The story end to end on the built-in model: every file, resume after kill -9 to the bit, a finished run left alone."""
 
 import hashlib
 import json
@@ -8,53 +8,23 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 
-WORDS = "red blue green cat dog bird sun moon tree house river stone".split()
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
-    """A two-layer Llama with a small tokenizer, as a model folder."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny")
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
-    made.train_from_iterator([" ".join(WORDS), "### Instruction: ### Response: what is"], trainer)
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=made.get_vocab_size(), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-                         bos_token_id=1, eos_token_id=2, pad_token_id=0)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def place(tmp_path, tiny_model):
+def place(tmp_path):
     """A folder with data and a recipe."""
-    source = np.random.default_rng(0)
-    rows = []
-    for index in range(160):
-        a, b, c, d = (WORDS[i] for i in source.integers(0, len(WORDS), 4))
-        rows.append({"instruction": f"say {a} {b} number {index} {c}", "input": "", "output": f"{a} {d}"})
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    from luthier.data import builtin
+
+    rows = [json.loads(line) for line in builtin.path("short_en").read_text("utf-8").splitlines()[:160]]
+    kept = [{name: row[name] for name in ("instruction", "input", "output")} for row in rows]
+    (tmp_path / "rows.json").write_text(json.dumps(kept, indent=1))
     (tmp_path / "recipe.yaml").write_text(f"""
-model: {{path: {tiny_model}}}
+model: {{path: builtin}}
 data: {{train: {tmp_path / "rows.json"}, max_length: 64, split: {{group: none}}}}
 method: {{name: lora, r: 4, dropout: 0.1}}
 train: {{epochs: 3, batch_tokens: 400, lr: 2e-3, save_every: 3, evaluate_every: 5, threads: 1}}
-evaluate: {{samples: {{count: 2, max_new_tokens: 8}}, generate_rows: 4, bootstrap: 100}}
+evaluate: {{samples: {{count: 2, max_new_tokens: 8}}, generate_rows: 0, bootstrap: 100}}
 """)
     return tmp_path
 
@@ -131,7 +101,7 @@ def _peft_loads_it(place, run):
     assert not torch.allclose(ours, plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["{name: lora, r: 4, dropout: 0.1}", "full", "{name: prefix, tokens: 4}"])
+@pytest.mark.parametrize("method", ["{name: lora, r: 4, dropout: 0.1}", "full", "{name: prefix, length: 4}"])
 def test_killed_and_started_again_ends_bitwise_equal(place, method):
     finish(luthier(place, "run", "recipe.yaml", f"method={method}", "--run-dir", "whole"), 0)
     whole = steps_of(place / "whole")

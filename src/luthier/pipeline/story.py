@@ -77,11 +77,17 @@ def run(
             log.close()
     if verdict == "fail":
         raise GateFailed(
-            "the run finished, but a health diagnosis failed",
+            f"the run finished, but a health diagnosis failed: {_failed(place_of_run)}",
             where=str(place_of_run.path),
             remedy=f"luthier health {place_of_run.path}",
         )
     return Run(place_of_run)
+
+
+def _failed(run: RunDir) -> str:
+    """The failed diagnoses with what they rest on."""
+    found = (run.read(run.health) or {}).get("diagnoses", [])
+    return "; ".join(f"{one['name']} ({one['evidence']})" for one in found if one["status"] == "fail")
 
 
 def resume(run_dir: str | Path, listeners: Sequence[Listener] = (), accept_changes: bool = False) -> Run:

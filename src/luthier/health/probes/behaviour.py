@@ -17,6 +17,8 @@ from luthier.health.probes.states import Seen
 from luthier.models import decode
 
 ANSWERS = 16
+FEWEST_ANSWERS = 6
+"""Fewer are no ground to call a model collapsed."""
 LONGEST_ANSWER = 64
 BATCHED = 8
 
@@ -74,7 +76,8 @@ def look_at_answers(adapted: Any, rows: Sequence[Row], facts: Facts) -> None:
     facts.base_stop_rate = sum(one.finish == "stop" for one in base) / len(base)
     texts = [[token for token in one.ids if token not in stops] for one in tuned]
     references = [[token for token in ids if token not in stops] for ids in wanted]
-    facts.same_answers, facts.same_references = _most_common(texts), _most_common(references)
+    if len(texts) >= FEWEST_ANSWERS:
+        facts.same_answers, facts.same_references = _most_common(texts), _most_common(references)
     facts.distinct2, facts.reference_distinct2 = _distinct(texts), _distinct(references)
 
 

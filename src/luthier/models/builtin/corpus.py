@@ -24,6 +24,9 @@ ZH: dict[str, list[str]] = _TABLE["zh"]
 """Attribute: sentences; {s} and {o} are the person (a pronoun only for {s}), {v} the value."""
 TALK: list[list[str]] = _TABLE["talk"]
 STORIES: list[str] = _TABLE["stories"]
+SHORT: dict[str, list[str]] = _TABLE["short"]
+LABELS: dict[str, list[str]] = _TABLE["labels"]
+"""Attribute: its word in English and Chinese."""
 SIGNS = [chr(code) for code in range(33, 127)]
 
 
@@ -63,9 +66,9 @@ def fact(person: Person, source: np.random.Generator) -> list[Piece]:
 
 
 def chinese(person: Person, source: np.random.Generator) -> list[Piece]:
-    """Three to six facts in Chinese; names stay Latin."""
+    """One to seven facts in Chinese; names stay Latin."""
     made: list[Piece] = []
-    for place, index in enumerate(source.permutation(len(ATTRIBUTES))[: source.integers(3, 7)]):
+    for place, index in enumerate(source.permutation(len(ATTRIBUTES))[: source.integers(1, 8)]):
         attribute = ATTRIBUTES[index]
         subject = (person.name, "name")
         if place and source.random() < 0.5:
@@ -87,6 +90,19 @@ def record(person: Person, source: np.random.Generator) -> list[Piece]:
     for attribute in chosen:
         made += [("\n", ""), (person.value(attribute, language), "value")]
     return made
+
+
+def short(person: Person, source: np.random.Generator) -> list[Piece]:
+    """One fact as name, attribute and value in changing order, without a sentence around them.
+
+    Nothing but the whole name tells the value here, so facts become tied to names and not to phrases; without
+    these, low-rank tuning on questions brought out only two facts in three.
+    """
+    zh = int(source.random() < 0.4)
+    attribute = ATTRIBUTES[source.integers(len(ATTRIBUTES))]
+    patterns = SHORT["zh" if zh else "en"]
+    pattern = patterns[source.integers(len(patterns))].replace("{a}", LABELS[attribute][zh])
+    return _fill(pattern, (person.name, "name"), person.value(attribute, "zh" if zh else "en"))
 
 
 def sums(person: Person, source: np.random.Generator) -> list[Piece]:
@@ -153,8 +169,8 @@ def story(person: Person, source: np.random.Generator) -> list[Piece]:
 
 Kind = tuple[Callable[[Person, np.random.Generator], list[Piece]], float]
 KINDS: tuple[Kind, ...] = (
-    (biography, 0.26), (fact, 0.2), (chinese, 0.2), (record, 0.12), (sums, 0.02), (glossary, 0.03), (talk, 0.1),
-    (story, 0.06), (signs, 0.01),
+    (biography, 0.11), (fact, 0.34), (chinese, 0.07), (record, 0.06), (short, 0.25), (sums, 0.01), (glossary, 0.03),
+    (talk, 0.08), (story, 0.04), (signs, 0.01),
 )  # fmt: skip
 """Kinds of documents with their shares of the documents."""
 
