@@ -9,7 +9,6 @@ entry points in the group `luthier.<family>`; a recipe adds files through `plugi
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -19,15 +18,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from luthier.core.errors import Problem, RecipeError
+from luthier.core.errors import LuthierError, RecipeError
+from luthier.core.settings import problems_of, suggest
 
 
 def load_plugin(path: Path) -> None:
     """Import a user's file; its decorators register what it defines. Only ever called for `plugins:`."""
-    spec = importlib.util.spec_from_file_location(f"luthier_plugin_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
+    spec = importlib.util.spec_from_file_location(f"luthier_plugin_{path.stem}", path) if path.is_file() else None
+    if spec is None or spec.loader is None:
         raise RecipeError(f"plugin {path} is not a Python file", where="plugins")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except LuthierError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"the plugin cannot be imported: {error!r}", where=str(path)) from error
 
 
 class Family:
@@ -51,7 +56,7 @@ class Family:
         spec = importlib.util.find_spec(self.package)
         folders = list(spec.submodule_search_locations or ()) if spec else []
         files = (path for folder in folders for path in sorted(Path(folder).glob("*.py")))
-        return {path.stem: path for path in files if not path.stem.startswith("_") and _registers(path)}
+        return {p.stem: p for p in files if p.stem[0] != "_" and ".register(" in p.read_text("utf-8")}
 
     def names(self) -> list[str]:
         """All member names, sorted, without importing any built-in member."""
@@ -73,7 +78,7 @@ class Family:
             if point.name == name:
                 self._members.setdefault(name, point.load())
         if name not in self._members:
-            raise RecipeError(f"no {self.name} member is called {name!r}", remedy=_suggest(name, self.names()))
+            raise RecipeError(f"no {self.name} member is called {name!r}", remedy=suggest(name, self.names()))
         return self._members[name]
 
     def parse(self, spec: str | Mapping[str, Any]) -> Any:
@@ -83,23 +88,5 @@ class Family:
         try:
             return member(member.Params(**given))
         except ValidationError as error:
-            fields = list(member.Params.model_fields)
-            raise RecipeError(f"{self.name} {member.name}", problems=_problems(error, fields, member.name)) from None
-
-
-def _registers(path: Path) -> bool:
-    return ".register(" in path.read_text("utf-8")
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-
-
-def _problems(error: ValidationError, fields: list[str], name: str) -> list[Problem]:
-    found = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        remedy = _suggest(key, fields) if item["type"] == "extra_forbidden" else ""
-        found.append(Problem(item["msg"], where=f"{name}.{key}", remedy=remedy))
-    return found
+            found = problems_of(error, list(member.Params.model_fields), member.name)
+            raise RecipeError(f"{self.name} {member.name}", problems=found) from None

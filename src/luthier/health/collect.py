@@ -106,7 +106,8 @@ def _layers(adapted: Any, facts: Facts, seen: states.Seen | None) -> None:
             if seen is not None and name in seen.layers:
                 seen.layers[name].fill(numbers)
             facts.layers.append(numbers)
-    facts.covered_layers = None if facts.virtual and not trained and not inside else len(covered)
+    elsewhere = facts.virtual or facts.inplace  # the method acts before, after or beside the layers
+    facts.covered_layers = None if elsewhere and not trained and not inside else len(covered)
 
 
 def _head(facts: Facts, changes: Mapping[str, Any]) -> None:

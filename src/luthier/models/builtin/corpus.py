@@ -169,7 +169,7 @@ def story(person: Person, source: np.random.Generator) -> list[Piece]:
 
 Kind = tuple[Callable[[Person, np.random.Generator], list[Piece]], float]
 KINDS: tuple[Kind, ...] = (
-    (biography, 0.11), (fact, 0.34), (chinese, 0.07), (record, 0.06), (short, 0.25), (sums, 0.01), (glossary, 0.03),
+    (biography, 0.11), (fact, 0.30), (chinese, 0.07), (record, 0.10), (short, 0.25), (sums, 0.01), (glossary, 0.03),
     (talk, 0.08), (story, 0.04), (signs, 0.01),
 )  # fmt: skip
 """Kinds of documents with their shares of the documents."""
