@@ -21,7 +21,7 @@ def told(work: Callable[[], Any], progress: Progress, json: bool) -> int:
         json_out(summary(run, status))
         return code
     if run.was_finished:
-        out().print(Text("this run is already finished: ") + safe(run.dir.path))
+        out().print(Text("this run is already finished (--run-dir NEW repeats it): ") + safe(run.dir.path))
     verdict(run)
     out().print(Text("run     ") + safe(run.dir.path))
     out().print(Text("report  ") + safe(run.report))

@@ -13,6 +13,7 @@ from typing import Any
 
 from luthier.core import atomic, strict_yaml
 from luthier.core.errors import Problem, RecipeError
+from luthier.core.fingerprint import of_file
 from luthier.core.rundir import RunDir
 from luthier.recipe import Recipe
 
@@ -20,7 +21,8 @@ LIBRARIES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetens
 
 
 def choose(recipe: Recipe, run_dir: str | Path | None, root: Path | None = None) -> RunDir:
-    """The named directory; else the newest unfinished run of this very recipe; else a new one under `runs/`."""
+    """The named directory; else the newest run of this very recipe that goes on or that is finished on the data as it
+    is now; else a new one under `runs/`."""
     if run_dir is not None:
         path = Path(run_dir)
         if path.is_dir() and any(path.iterdir()) and not RunDir(path).resolved.is_file():
@@ -31,11 +33,17 @@ def choose(recipe: Recipe, run_dir: str | Path | None, root: Path | None = None)
     root = root or Path("runs")
     key = recipe.fingerprint()[:8]
     for folder in sorted(root.glob(f"*-{key}"), reverse=True):
-        if RunDir(folder).state in ("running", "interrupted"):
-            return RunDir(folder)
+        run = RunDir(folder)
+        if run.state in ("running", "interrupted") or (run.state == "finished" and _on_the_same_data(run)):
+            return run
     method = recipe.method if isinstance(recipe.method, str) else str(recipe.method.get("name"))
     model = re.sub(r"[^A-Za-z0-9._]+", "_", Path(recipe.model.path).name)[:40]
     return RunDir(root / f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{method}-{key}")
+
+
+def _on_the_same_data(run: RunDir) -> bool:
+    sources = (run.read(run.manifest) or {}).get("sources", ())
+    return all(Path(one["path"]).is_file() and of_file(Path(one["path"])) == one["sha256"] for one in sources)
 
 
 def begin(run: RunDir, recipe: Recipe, source: Path | None, accept: bool = False) -> bool:
