@@ -254,6 +254,15 @@ def test_in_a_whole_run(plain, tmp_path_factory, field, value, observe):
     assert observe(before) != observe(whole(tmp_path_factory, *common, f"{field}={value}"))
 
 
+@pytest.mark.slow
+def test_a_probed_rate_is_the_best_of_those_tried_and_leaves_no_trace(tmp_path_factory):
+    probed = whole(tmp_path_factory, "train.lr=probe")
+    found = json.loads((probed.path / "lr_probe.json").read_text())
+    assert len(found["tried"]) == 5
+    assert found["lr"] == min(found["tried"], key=lambda one: one["loss"])["lr"]
+    assert weights(probed) == weights(whole(tmp_path_factory, f"train.lr={found['lr']}"))
+
+
 def test_max_disk_refuses_what_does_not_fit(tmp_path_factory):
     with pytest.raises(LuthierError) as caught:
         whole(tmp_path_factory, "train.max_disk=10KB")

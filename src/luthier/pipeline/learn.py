@@ -9,6 +9,7 @@ from typing import Any
 from luthier.core import atomic
 from luthier.core.events import Emitter, JsonLines
 from luthier.core.rundir import RunDir
+from luthier.pipeline import probe
 from luthier.pipeline.prepare import Data
 from luthier.recipe import Recipe
 
@@ -95,6 +96,9 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
 
     plan = batches(recipe, data.rows["train"])
     steps = total_steps(recipe, plan)
+    lr = learning_rate(recipe, adapted)
+    if recipe.train.lr == "probe":
+        lr = probe.best_rate(recipe, adapted, plan, data, lr, run, emit)
     run.write_status("running", total_steps=steps)
     emit.listeners.append(_heartbeat(run, steps))
     rows_log = JsonLines(run.rows)
@@ -117,7 +121,7 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
             plan,
             adapted.loss,
             settings=recipe.train,
-            lr=learning_rate(recipe, adapted),
+            lr=lr,
             total_steps=steps,
             checkpoints=checkpoints,
             validate=validate,
@@ -132,7 +136,7 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
 
 
 def learning_rate(recipe: Recipe, adapted: Any) -> float:
-    """The recipe's number, or the method's default for a model of this width."""
+    """The recipe's number, or the method's default for a model of this width (where `probe` looks around)."""
     from luthier.methods import METHODS
 
     if isinstance(recipe.train.lr, float):

@@ -12,7 +12,7 @@ from luthier.core import atomic
 from luthier.core.errors import DataError, GateFailed, LuthierError
 from luthier.core.events import Emitter, JsonLines, Listener
 from luthier.core.rundir import RunDir
-from luthier.pipeline import place, prepare
+from luthier.pipeline import place, prepare, trackers
 from luthier.recipe import Recipe
 from luthier.tasks import TASKS
 
@@ -69,6 +69,7 @@ def run(
         log = JsonLines(place_of_run.events)
         emit = Emitter(log, *listeners)
         try:
+            emit.listeners += trackers.listeners(recipe, place_of_run)
             verdict = _tell(recipe, place_of_run, emit, log, known, accept_changes)
         except BaseException as error:
             _note_failure(place_of_run, emit, error)
@@ -101,6 +102,7 @@ def _refuse_early(recipe: Recipe) -> None:
     from luthier.data import load as loading
 
     loading.locate(recipe.data)
+    trackers.refuse_missing(recipe.report.report_to)
 
 
 def _note_failure(run: RunDir, emit: Emitter, error: BaseException) -> None:
