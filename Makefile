@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test quick check bench faults soak docs clean
+.PHONY: demo test quick check bench faults soak docs builtin-base clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ faults: $(VENV)/.installed-dev  ## the fault matrix
 
 soak: $(VENV)/.installed-dev  ## long fault campaigns
 	$(BIN)/python -m pytest -m soak -rA --timeout=7200
+
+builtin-base: $(VENV)/.installed  ## builds the built-in base again from its generator, into build/builtin
+	$(BIN)/python -m luthier.models.builtin.build --out build/builtin
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -q mkdocs-material "mkdocstrings[python]"
