@@ -70,6 +70,7 @@ def test_a_run_has_every_file_of_the_contract_and_is_left_alone_afterwards(place
         assert (run / name).is_file(), name
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "finished"
+    assert "has not finished" not in (run / "report/report.html").read_text("utf-8")
     metrics = json.loads((run / "evaluation/metrics.json").read_text())
     assert metrics["tuned"]["loss"] < metrics["base"]["loss"]
     assert metrics["difference"]["loss"]["ci95"][1] < 0

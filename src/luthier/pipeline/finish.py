@@ -30,15 +30,15 @@ def finish(recipe: Recipe, adapted: Any, data: Data, state: Any, run: RunDir, em
     emit("stage", name="health")
     health = diagnose(recipe, adapted, data, run, evaluation, emit)
     emit("stage", name="report")
-    write(run)
-    run.write_status(
-        "finished",
-        step=state.step,
-        exit_code=1 if health == "fail" else 0,
-        reason=state.reason,
-        artefact=truth,
-        supervised_tokens=getattr(state, "supervised_tokens", None),
-    )
+    final = {
+        "step": state.step,
+        "exit_code": 1 if health == "fail" else 0,
+        "reason": state.reason,
+        "artefact": truth,
+        "supervised_tokens": getattr(state, "supervised_tokens", None),
+    }
+    write(run, {"state": "finished", **final})
+    run.write_status("finished", **final)
     return health
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from luthier.report.collect import Facts, collect
 from luthier.report.samples import as_text
 
 
-def write(run: RunDir) -> Path:
-    """(Re)write the report of a run in any state, finished or not; returns the path of the HTML page."""
+def write(run: RunDir, status: Mapping[str, Any] | None = None) -> Path:
+    """(Re)write the report of a run in any state, finished or not; returns the path of the HTML page.
+
+    `status` is what status.json is about to say: the final state is written after everything else, the report too.
+    """
     facts = collect(run)
+    facts.status.update(status or {})
     story = judge(facts)
     language = str((facts.recipe.get("report") or {}).get("language", "en"))
     texts = words.table(language)
