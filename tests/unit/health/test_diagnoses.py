@@ -80,6 +80,7 @@ CASES = [
     ("labels_masked", Facts(rows=10, fully_trained_rows=10), "ok"),
     ("never_stops", Facts(answers_expected=True, stop_rate=0.0, base_stop_rate=0.9), "fail"),
     ("never_stops", Facts(answers_expected=True, stop_rate=0.0, base_stop_rate=0.0), "warn"),
+    ("never_stops", Facts(answers_expected=True, stop_rate=0.0, base_stop_rate=0.04), "warn"),
     ("never_stops", Facts(answers_expected=True, stop_rate=0.0, rows=10, stop_trained_rows=0), "fail"),
     ("never_stops", Facts(answers_expected=True, stop_rate=0.9), "ok"),
     ("never_stops", Facts(stop_rate=0.0), "ok"),

@@ -10,8 +10,8 @@ from luthier.health.thresholds import STOP_FAIL, STOP_WARN
 @DIAGNOSES.register("never_stops")
 @rank(110)
 def never_stops(facts: Facts) -> Finding:
-    """Compares with the base: an untuned base that never stops is no fault of the adapter, unless the rows that were
-    trained do not hold the stop token."""
+    """Compares with the base: where the untuned base hardly ever stops either, it is no fault of the adapter, unless
+    the rows that were trained do not hold the stop token."""
     if not facts.answers_expected or facts.stop_rate is None:
         return unmeasured("never_stops", "the rows have no answers to generate")
     value = facts.stop_rate
@@ -26,6 +26,6 @@ def never_stops(facts: Facts) -> Finding:
     if value >= STOP_WARN:
         return Finding("never_stops", "ok", value, STOP_WARN, said)
     advice = "train longer, or generate with a larger limit; look whether the stop token is trained"
-    worse = facts.base_stop_rate is not None and facts.base_stop_rate > value
+    worse = facts.base_stop_rate is not None and facts.base_stop_rate >= STOP_WARN
     status = "fail" if value <= STOP_FAIL and worse else "warn"
     return Finding("never_stops", status, value, STOP_WARN, said, advice)  # type: ignore[arg-type]

@@ -72,8 +72,10 @@ def look_at_answers(adapted: Any, rows: Sequence[Row], facts: Facts) -> None:
     tuned = decode.generate(adapted, prompts, max_new_tokens=limit, stop_ids=stops)
     with adapted.off():
         base = decode.generate(adapted, prompts, max_new_tokens=limit, stop_ids=stops)
-    facts.stop_rate = sum(one.finish == "stop" for one in tuned) / len(tuned)
-    facts.base_stop_rate = sum(one.finish == "stop" for one in base) / len(base)
+    fair = [index for index, ids in enumerate(wanted) if 2 * len(ids) <= limit]  # longer ones may not end in time
+    if fair:
+        facts.stop_rate = sum(tuned[index].finish == "stop" for index in fair) / len(fair)
+        facts.base_stop_rate = sum(base[index].finish == "stop" for index in fair) / len(fair)
     texts = [[token for token in one.ids if token not in stops] for one in tuned]
     references = [[token for token in ids if token not in stops] for ids in wanted]
     if len(texts) >= FEWEST_ANSWERS:
