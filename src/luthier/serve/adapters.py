@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from luthier.adapted import AdaptedModel, load_onto
+from luthier.adapted import AdaptedModel, adapter_folder, load_onto, read_card
 from luthier.core.errors import ModelError
-from luthier.engine.batch import from_rows
 from luthier.core.types import IGNORE, Row
+from luthier.engine.batch import from_rows
 from luthier.models import anatomy
 from luthier.models.base import Base
+from luthier.models.load import load_base
+from luthier.models.settings import ModelSettings
 from luthier.serve import attention
+from luthier.tasks import TASKS
 
+PEFT_PREFIX = "base_model.model."
 _VERSIONS = itertools.count(1)
 
 
@@ -62,10 +67,13 @@ class Served:
             return self.adapted.virtual(from_rows([row]).to(self.adapted.device))
 
 
-def share(base: Base, implementation: str = attention.NAME) -> Base:
-    """The same tensors under new modules, with the slot attention."""
+def share(base: Base, own: frozenset[str] = frozenset(), implementation: str = attention.NAME) -> Base:
+    """The same tensors under new modules, with the slot attention; parameters named in `own` are copied."""
     attention.register()
-    memo = {id(tensor): tensor for tensor in itertools.chain(base.model.parameters(), base.model.buffers())}
+    named = list(base.model.named_parameters(remove_duplicate=False))
+    private = {id(tensor) for name, tensor in named if name in own}
+    tensors = itertools.chain((tensor for _, tensor in named), base.model.buffers())
+    memo = {id(tensor): tensor for tensor in tensors if id(tensor) not in private}
     model = copy.deepcopy(base.model, memo)
     model.eval().requires_grad_(False)
     model.set_attn_implementation(implementation)
@@ -74,13 +82,46 @@ def share(base: Base, implementation: str = attention.NAME) -> Base:
 
 def open_adapter(name: str, folder: str | Path, base: Base) -> Served:
     """Load an adapter onto a tree of its own. ModelError when it is not for this base or does nothing."""
-    own = share(base)
-    adapted = load_onto(folder, own)
+    place = adapter_folder(folder)
+    own = _with_head(place, base) if is_classifier(place) else share(base, _rewritten(place, base))
+    adapted = load_onto(place, own)
     if own.context != base.context:
         raise ModelError(f"{name} was trained with another window plan than the served base", where=str(folder))
     served = Served(name, adapted, own, lora=_plain_lora(adapted), source=str(folder))
     _refuse_without_effect(served)
     return served
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether the adapter was trained with a task head."""
+    return bool(TASKS.parse(read_card(folder).get("task", "instruct")).has_head)
+
+
+def _rewritten(folder: Path, base: Base) -> frozenset[str]:
+    """Names of the base's own weights that the adapter holds (full tuning, biases): loading writes into them."""
+    known = {name for name, _ in base.model.named_parameters(remove_duplicate=False)}
+    found: set[str] = set()
+    for file in folder.rglob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            found |= {name.removeprefix(PEFT_PREFIX) for name in tensors.keys()}  # noqa: SIM118
+    return frozenset(found & known)
+
+
+def _with_head(folder: Path, base: Base) -> Base:
+    """A classification model whose backbone is the served base's own tensors."""
+    card = read_card(folder)
+    settings = ModelSettings(path=str(base.path), dtype=str(next(base.model.parameters()).dtype).removeprefix("torch."))
+    labels, problem = tuple(card.get("labels", ())) or None, card.get("problem", "single")
+    made = load_base(settings, task=card["task"]["name"], labels=labels, problem=problem, context=base.context or None)
+    private = _rewritten(folder, made)
+    shared = dict(base.anatomy.backbone.named_parameters())
+    prefixes = {id(module): name for name, module in made.model.named_modules()}
+    prefix = prefixes[id(made.anatomy.backbone)]
+    for name, parameter in made.anatomy.backbone.named_parameters():
+        if name in shared and f"{prefix}.{name}" not in private:
+            parameter.data = shared[name].data
+    made.model.eval().requires_grad_(False)
+    return made
 
 
 def _refuse_without_effect(served: Served) -> None:

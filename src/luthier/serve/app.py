@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,7 @@ def serve(
     import uvicorn
 
     from luthier.serve.engine import Engine
+    from luthier.serve.start import prove_exact
 
     limits = limits or Limits()
     if host not in ("127.0.0.1", "localhost", "::1") and not limits.keys:
@@ -239,19 +241,32 @@ def serve(
     registry = Registry(base, base_name, roots)
     for name, folder in adapters.items():
         registry.load(name, folder)
+    prove_exact(Engine(base, slots=2), base)
     server = Server(registry, Worker(lambda: Engine(base, slots=slots)), limits)
     if emit is not None:
         emit("serving", host=host, port=port, models=registry.names())
-    uvicorn.run(
+    config = uvicorn.Config(
         build(server),
         host=host,
         port=port,
         log_level="warning",
         timeout_graceful_shutdown=30,
-        limit_concurrency=None,
         timeout_keep_alive=10,
         h11_max_incomplete_event_size=64 << 10,
     )
+    with _own_signals():
+        uvicorn.Server(config).run()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """uvicorn drains on SIGTERM and SIGINT and then raises them again; a drained server has ended well."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Model names → what is served under them. Reading is a dictionary lookup; loading happens outside of the model thread."""
+"""Model names → what is served under them. Reading is a lookup; loading happens outside of the model thread."""
 
 from __future__ import annotations
 

@@ -1,0 +1,95 @@
+"""Before the server listens: names of the adapters, one base for all of them, and proof that it is served exactly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.adapted import adapter_folder, read_card
+from luthier.core.errors import ModelError, RecipeError
+from luthier.models.base import Base
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PROBES = 3
+NEW_TOKENS = 8
+GAP = 1e-3
+"""Two best logits nearer than this may swap places between two ways to compute the same thing."""
+
+
+def named(runs: Sequence[str]) -> dict[str, Path]:
+    """`NAME=RUN` or `RUN` (then its folder's name) → adapter folder. RecipeError for a name that stands twice."""
+    found: dict[str, Path] = {}
+    for given in runs:
+        name, equals, path = given.partition("=")
+        if not equals or not NAME.fullmatch(name):
+            name, path = Path(given.rstrip("/")).resolve().name, given
+        if name == "adapter":
+            name = Path(path).resolve().parent.name
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+        if name in found:
+            raise RecipeError(f"two adapters are called {name!r}", where="RUN", remedy=f"name one: {name}-2={path}")
+        folder = adapter_folder(Path(path))
+        if not folder.is_dir():
+            raise ModelError(f"no run or adapter at {path}", where=path)
+        found[name] = folder
+    return found
+
+
+def open_base(path: str | None, adapters: dict[str, Path], threads: int | None = None) -> Base:
+    """The named base, else that of the first adapter; with the first adapter's window plan."""
+    import psutil
+    import torch
+
+    from luthier.models.load import load_base
+    from luthier.models.settings import ModelSettings
+
+    torch.set_num_threads(threads or psutil.cpu_count(logical=False) or 1)
+    cards = [read_card(folder) for folder in adapters.values()]
+    context = next((card["context"] for card in cards if card.get("context")), None)
+    known = next((card["base"]["path"] for card in cards if card.get("base")), None)
+    if path is None and known is None:
+        raise RecipeError("nothing says which base to serve", where="--base", remedy="--base MODEL, or name a run")
+    return load_base(ModelSettings(path=str(path or known)), context=context)
+
+
+def prove_exact(engine: Any, base: Base) -> None:
+    """The engine must choose the tokens that the model's own forward chooses. ModelError names the first difference.
+
+    A prompt whose two best logits come nearer than GAP is skipped from there on: either may be right.
+    """
+    import torch
+
+    from luthier.serve.adapters import Served
+    from luthier.serve.request import Request, Sampling
+
+    source = torch.Generator().manual_seed(0)
+    size = base.model.get_input_embeddings().weight.shape[0]
+    for length in (3, 17, 40)[:PROBES]:
+        if length + NEW_TOKENS > base.anatomy.window:
+            continue
+        prompt = torch.randint(0, size, (length,), generator=source).tolist()
+        request = Request(Served("probe", None, base), list(prompt), Sampling(0.0, max_new_tokens=NEW_TOKENS), _drop)
+        engine.submit(request)
+        while not engine.idle:
+            engine.step()
+        ids = torch.tensor([[*prompt, *request.made]], device=base.model.device)
+        with torch.no_grad():
+            logits = base.model(input_ids=ids).logits[0, length - 1 : -1].float()
+        best = logits.topk(2)
+        for place, token in enumerate(request.made):
+            if float(best.values[place, 0] - best.values[place, 1]) < GAP:
+                break
+            if int(best.indices[place, 0]) != token:
+                raise ModelError(
+                    "the serving engine does not compute this architecture exactly",
+                    where=str(base.path),
+                    remedy="export the run and serve it elsewhere, or use `luthier chat`",
+                )
+        if not request.made:
+            raise ModelError("the serving engine cannot run this architecture", where=str(base.path))
+
+
+def _drop(token: Any) -> None:
+    """Nobody listens to the probe."""

@@ -1,0 +1,293 @@
+"""The server as OpenAI's own client and plain HTTP see it (SERVING 7, rows 9–15; contract 6)."""
+
+import concurrent.futures
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from luthier.adapted import load
+from luthier.serve.app import Limits, Server, build
+from luthier.serve.engine import Engine
+from luthier.serve.registry import Registry
+from luthier.serve.worker import Worker
+
+SERVED = ("lora-a", "prefix-a", "prompt", "bottleneck", "p_tuning")
+QUESTION = [{"role": "user", "content": "Where does Ada Moser live?"}]
+
+
+@contextlib.contextmanager
+def running(base, folders, root=None, **limits):
+    registry = Registry(base, "base", (root,) if root else ())
+    for name, folder in folders.items():
+        registry.load(name, folder)
+    server = Server(registry, Worker(lambda: Engine(base, slots=8)), Limits(**limits))
+    config = uvicorn.Config(build(server), port=0, log_level="error", timeout_graceful_shutdown=2)
+    http = uvicorn.Server(config)
+    thread = threading.Thread(target=http.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while not http.started and time.monotonic() < until:
+        time.sleep(0.01)
+    server.url = f"http://127.0.0.1:{http.servers[0].sockets[0].getsockname()[1]}"
+    try:
+        yield server
+    finally:
+        http.should_exit = True
+        thread.join(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def server(base, adapters, classifier):
+    folders = {name: adapters.folders[name] for name in SERVED}
+    with running(base, {**folders, "clubs": classifier}, adapters.root) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def post(server, path, /, **body):
+    return httpx.post(f"{server.url}{path}", json=body, timeout=60)
+
+
+def test_models_are_the_base_and_every_adapter_without_paths(client):
+    listed = client.models.list().data
+    assert {one.id for one in listed} == {"base", "clubs", *SERVED}
+    assert "/" not in json.dumps([one.id for one in listed])
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_an_answer_is_what_generate_says(client, adapters, name):
+    made = client.chat.completions.create(model=name, messages=QUESTION, temperature=0, max_tokens=12)
+    assert made.choices[0].message.content == load(adapters.folders[name]).generate(
+        QUESTION[0]["content"], max_new_tokens=12
+    )
+    assert made.usage.completion_tokens <= 12
+    assert made.choices[0].finish_reason in ("stop", "length")
+
+
+def test_all_at_once_are_what_they_are_alone(client):
+    def ask(name):
+        options = {"model": name, "messages": QUESTION, "temperature": 0, "max_tokens": 10}
+        return client.chat.completions.create(**options).choices[0].message.content
+
+    names = ["base", *SERVED] * 3
+    one_by_one = [ask(name) for name in names]
+    with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+        assert list(pool.map(ask, names)) == one_by_one
+    assert len(set(one_by_one)) > 3
+
+
+def test_a_stream_is_the_same_text_and_ends_with_usage(client):
+    options = {"model": "lora-a", "messages": QUESTION, "temperature": 0.8, "seed": 3, "max_tokens": 16}
+    whole = client.chat.completions.create(**options)
+    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+
+
+def test_completions_take_text_and_token_ids(client, base):
+    text = "Ada Moser lives in"
+    said = client.completions.create(model="base", prompt=text, temperature=0, max_tokens=6)
+    ids = base.tokenizer(text)["input_ids"]
+    again = client.completions.create(model="base", prompt=ids, temperature=0, max_tokens=6)
+    assert said.choices[0].text == again.choices[0].text
+    several = client.completions.create(model="base", prompt=[text, "Hello"], temperature=0, max_tokens=3)
+    assert [choice.index for choice in several.choices] == [0, 1]
+
+
+def test_n_seeds_stops_and_logprobs(client):
+    options = {"model": "base", "messages": QUESTION, "temperature": 1.2, "max_tokens": 12}
+    first = client.chat.completions.create(**options, n=3, seed=7)
+    again = client.chat.completions.create(**options, n=3, seed=7)
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in again.choices]
+    assert len(set(texts)) > 1
+    greedy = client.completions.create(model="base", prompt="Ada Moser lives in", temperature=0, max_tokens=12)
+    stop = greedy.choices[0].text.strip()[2:5]
+    cut = client.completions.create(model="base", prompt="Ada Moser lives in", temperature=0, max_tokens=12, stop=stop)
+    assert stop not in cut.choices[0].text
+    assert greedy.choices[0].text.startswith(cut.choices[0].text)
+    assert cut.choices[0].finish_reason == "stop"
+    logs = client.chat.completions.create(**options, logprobs=True, top_logprobs=3, seed=1).choices[0].logprobs.content
+    assert all(one.logprob <= 0 and len(one.top_logprobs) == 3 for one in logs)
+
+
+def test_errors_are_told_by_class(client):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="nobody", messages=QUESTION)
+    assert caught.value.code == "model_not_found"
+    for wrong in (
+        {"temperature": 3},
+        {"max_tokens": 100_000},
+        {"stop": ["a"] * 5},
+        {"n": 0},
+        {"tools": [{"type": "function"}]},
+    ):
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(model="base", messages=QUESTION, **wrong)
+
+
+HOSTILE = (
+    b"", b"{", b"[]", b"null", b'{"model": "base"}', b'{"model": "base", "messages": []}', b"\xff\xfe",
+    b'{"model": "base", "prompt": "a", "top_p": 5e-324, "max_tokens": 2}',
+    b'{"model": "base", "prompt": "a", "temperature": 5e-324, "max_tokens": 2}',
+    b'{"model": "base", "prompt": "a", "max_tokens": 2.0}',
+    b'{"model": "base", "prompt": "a", "max_tokens": true}',
+    b'{"model": "base", "prompt": "a", "seed": 9223372036854775808}',
+    b'{"model": "base", "prompt": [false], "max_tokens": 2}',
+    b'{"model": "base", "prompt": [-1], "max_tokens": 2}',
+    b'{"model": "base", "prompt": "", "max_tokens": 2}',
+    b'{"model": "base", "prompt": "\\ud800", "max_tokens": 2}',
+    b'{"model": "base", "prompt": "a", "temperature": NaN}',
+    b'{"model": "base", "model": "base", "prompt": "a"}',
+    b"[" * 100_000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_hostile_bodies_get_an_answer_in_openai_s_shape(server, number):
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        answer = httpx.post(server.url + path, content=HOSTILE[number], timeout=20)
+        assert answer.status_code in (200, 400), answer.text
+        if answer.status_code == 400:
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_a_classification_run_gives_labels(server, classifier):
+    answer = post(server, "/v1/classify", model="clubs", input=["Boris Mann reads.", "Hello."])
+    found = answer.json()["data"]
+    assert sum(found[0]["scores"].values()) == pytest.approx(1)
+    adapted = load(classifier)
+    assert set(found[0]["scores"]) == set(adapted.labels)
+    assert post(server, "/v1/chat/completions", model="clubs", messages=QUESTION).status_code == 400
+    assert post(server, "/v1/classify", model="base", input="x").status_code == 400
+
+
+def test_adapters_are_loaded_only_from_below_the_roots(server, adapters, tmp_path):
+    assert post(server, "/v1/adapters", name="new", path="lora-b").status_code == 200
+    assert "new" in [one["id"] for one in httpx.get(f"{server.url}/v1/models").json()["data"]]
+    assert httpx.delete(f"{server.url}/v1/adapters/new").status_code == 200
+    assert httpx.delete(f"{server.url}/v1/adapters/new").status_code == 404
+    assert httpx.delete(f"{server.url}/v1/adapters/base").status_code == 400
+    (adapters.root / "link").symlink_to(tmp_path)
+    for path in ("../..", str(tmp_path), "link", "lora-b/../../..", "a\x00b", "nothing"):
+        assert post(server, "/v1/adapters", name="evil", path=path).status_code in (400, 404), path
+    for name in ("", "../x", "a" * 200, "base"):
+        assert post(server, "/v1/adapters", name=name, path="lora-b").status_code == 400
+
+
+def test_health_readiness_metrics_and_schema(server):
+    assert httpx.get(f"{server.url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{server.url}/readyz").json()["ready"] is True
+    text = httpx.get(f"{server.url}/metrics").text
+    assert "luthier_new_tokens_total" in text
+    assert all(len(line.split()) == 2 for line in text.splitlines() if not line.startswith("#"))
+    assert "/v1/chat/completions" in httpx.get(f"{server.url}/openapi.json").json()["paths"]
+
+
+def test_unknown_paths_and_methods_have_openai_s_shape(server):
+    assert httpx.get(f"{server.url}/v1/nothing").json()["error"]["code"] == "not_found"
+    assert httpx.get(f"{server.url}/v1/completions").status_code == 405
+
+
+def settled(server, seconds=5.0):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and (server.inflight or not server.worker.engine.idle):
+        time.sleep(0.02)
+    return server.inflight == 0 and server.worker.engine.idle
+
+
+def test_a_client_that_goes_away_frees_its_slot(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    for number in range(20):
+        body = {"model": "base", "prompt": "Hello", "max_tokens": 400, "stream": bool(number % 2), "temperature": 1.5}
+        raw = json.dumps(body).encode()
+        with socket.create_connection((host, int(port))) as wire:
+            fields = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}"
+            wire.sendall(f"POST /v1/completions HTTP/1.1\r\n{fields}\r\n\r\n".encode() + raw)
+            time.sleep(0.02 * (number % 4))
+    assert settled(server)
+    assert sorted(server.worker.engine.free) == list(range(8))
+
+
+def test_too_many_at_once_get_429_and_the_client_s_retries_succeed(base, adapters):
+    with running(base, {"lora-a": adapters.folders["lora-a"]}, inflight=4) as small:
+
+        def ask(retries):
+            one = openai.OpenAI(base_url=f"{small.url}/v1", api_key="x", max_retries=retries)
+            try:
+                one.completions.create(model="lora-a", prompt="Hello", max_tokens=20, temperature=1)
+            except openai.RateLimitError as error:
+                return f"429, again after {error.response.headers['retry-after']}"
+            return "200"
+
+        with concurrent.futures.ThreadPoolExecutor(24) as pool:
+            codes = list(pool.map(lambda _: ask(0), range(24)))
+            assert set(codes) == {"200", "429, again after 1"}
+            assert set(pool.map(lambda _: ask(8), range(12))) == {"200"}
+        assert settled(small)
+
+
+def test_a_key_is_asked_for_everywhere_but_healthz(base):
+    with running(base, {}, keys=("secret",)) as closed:
+        assert httpx.get(f"{closed.url}/healthz").status_code == 200
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/readyz"):
+            assert httpx.get(closed.url + path).status_code == 401, path
+        assert httpx.get(f"{closed.url}/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert httpx.get(f"{closed.url}/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{closed.url}/v1", api_key="no").models.list()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_model_thread_is_seen_and_replaced(base):
+    with running(base, {}) as one:
+        engine = one.worker.engine
+        engine.step = lambda: (_ for _ in ()).throw(SystemExit)
+        one.worker.wake()
+        until = time.monotonic() + 5
+        while one.worker.restarts == 0 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert one.worker.restarts == 1
+        assert post(one, "/v1/completions", model="base", prompt="Hello", max_tokens=2).status_code == 200
+
+
+def test_hot_swaps_never_mix_answers(base, adapters):
+    """Under one name now A, now B: each answer is wholly A's or wholly B's."""
+    with running(base, {"x": adapters.folders["lora-a"]}, adapters.root) as one:
+        options = {"model": "x", "prompt": "Ada Moser", "max_tokens": 10, "temperature": 0}
+        right = set()
+        for path in ("lora-a", "prefix-b"):
+            post(one, "/v1/adapters", name="x", path=path)
+            right.add(post(one, "/v1/completions", **options).json()["choices"][0]["text"])
+        assert len(right) == 2
+        stop = threading.Event()
+
+        def swap():
+            while not stop.is_set():
+                for path in ("lora-a", "prefix-b"):
+                    assert post(one, "/v1/adapters", name="x", path=path).status_code == 200
+
+        swapper = threading.Thread(target=swap)
+        swapper.start()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            texts = list(
+                pool.map(lambda _: post(one, "/v1/completions", **options).json()["choices"][0]["text"], range(40))
+            )
+        stop.set()
+        swapper.join()
+        assert set(texts) <= right
