@@ -34,13 +34,17 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a row came from: the file and its 1-based line (or row number where lines mean nothing)."""
+    """Where a row came from: the file and its 1-based line (or row number where lines mean nothing).
+
+    `row` is the 1-based number of the row in the file where the line does not tell it (JSON on one line), else 0.
+    """
 
     file: str
     line: int
+    row: int = 0
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line} (row {self.row})" if self.row else f"{self.file}:{self.line}"
 
 
 @dataclass(frozen=True, slots=True)

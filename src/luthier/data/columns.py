@@ -6,6 +6,7 @@ is an array of row numbers over the same chunks.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -14,126 +15,25 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from luthier.core.types import Example, Source, Turn
+from luthier.core.types import Example
+from luthier.data.chunk import ROLES, TRAIN, WORDS, Chunk
 
 CHUNK_ROWS, CHUNK_BYTES = 4096, 16 << 20
-_ROLES = ("system", "user", "assistant", "tool", "text")
-_ROLE_CODE = {role: code for code, role in enumerate(_ROLES)}
-_TRAIN = (None, False, True)
-_TRAIN_CODE = {None: 0, False: 1, True: 2}
-_WORDS = ("group", "parent", "split", "task", "rejected")
-
-
-@dataclass
-class Chunk:
-    """Up to CHUNK_ROWS rows. Turn i of row r is at `offsets[r] + i` of the flat turn columns."""
-
-    ids: pa.Array
-    files: np.ndarray
-    lines: np.ndarray
-    offsets: np.ndarray
-    roles: np.ndarray
-    trains: np.ndarray
-    texts: pa.Array
-    contexts: pa.Array | None
-    labels: pa.Array | None
-    extras: pa.Array | None
-    words: dict[str, pa.Array]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the columns."""
-        arrays = [self.ids, self.texts, self.contexts, self.labels, self.extras, *self.words.values()]
-        plain = (self.files, self.lines, self.offsets, self.roles, self.trains)
-        return sum(array.nbytes for array in arrays if array is not None) + sum(array.nbytes for array in plain)
-
-    def row(self, at: int, files: Sequence[str]) -> Example:
-        """One Example."""
-        first, end = int(self.offsets[at]), int(self.offsets[at + 1])
-        texts, contexts = self.texts, self.contexts
-        turns = tuple(
-            Turn(
-                _ROLES[self.roles[turn]],
-                texts[turn].as_py(),
-                "" if contexts is None else contexts[turn].as_py(),
-                _TRAIN[self.trains[turn]],
-            )
-            for turn in range(first, end)
-        )
-        words = {name: array[at].as_py() for name, array in self.words.items()}
-        extra = _one(self.extras, at)
-        return Example(
-            id=self.ids[at].as_py(),
-            turns=turns,
-            source=Source(files[self.files[at]], int(self.lines[at])),
-            label=_label(_one(self.labels, at)),
-            extra=orjson.loads(extra) if extra else {},
-            **words,
-        )
-
-    def rows(self, start: int, stop: int, files: Sequence[str]) -> Iterator[Example]:
-        """Examples of a run of rows, built column by column."""
-        first = int(self.offsets[start])
-        offsets = (self.offsets[start : stop + 1] - first).tolist()
-        count = offsets[-1]
-        texts = self.texts.slice(first, count).to_pylist()
-        contexts = self.contexts.slice(first, count).to_pylist() if self.contexts is not None else None
-        roles = [_ROLES[code] for code in self.roles[first : first + count].tolist()]
-        trains = [_TRAIN[code] for code in self.trains[first : first + count].tolist()]
-        size = stop - start
-        ids = self.ids.slice(start, size).to_pylist()
-        labels = _column(self.labels, start, size)
-        extras = _column(self.extras, start, size)
-        words = {name: _column(self.words.get(name), start, size) for name in _WORDS}
-        groups, parents, splits = words["group"], words["parent"], words["split"]
-        tasks, rejected = words["task"], words["rejected"]
-        places = zip(self.files[start:stop].tolist(), self.lines[start:stop].tolist(), strict=True)
-        for row, (file, line) in enumerate(places):
-            turns = tuple(
-                Turn(roles[at], texts[at], contexts[at] if contexts is not None else "", trains[at])
-                for at in range(offsets[row], offsets[row + 1])
-            )
-            yield Example(
-                ids[row],
-                turns,
-                Source(files[file], line),
-                _label(labels[row]) if labels is not None else None,
-                groups[row] if groups is not None else None,
-                parents[row] if parents is not None else None,
-                splits[row] if splits is not None else None,
-                tasks[row] if tasks is not None else None,
-                rejected[row] if rejected is not None else None,
-                orjson.loads(extras[row]) if extras is not None and extras[row] else {},
-            )
-
-
-def _one(array: pa.Array | None, at: int) -> Any:
-    return None if array is None else array[at].as_py()
-
-
-def _column(array: pa.Array | None, start: int, size: int) -> list[Any] | None:
-    return None if array is None else array.slice(start, size).to_pylist()
-
-
-def _label(text: str | None) -> Any:
-    if text is None:
-        return None
-    value = orjson.loads(text)
-    return tuple(value) if isinstance(value, list) else value
+BLOCK = 8192
+"""Rows that are built at a time when all are gone through."""
+_ROLE_CODE = {role: code for code, role in enumerate(ROLES)}
+_TRAIN_CODE = {train: code for code, train in enumerate(TRAIN)}
 
 
 class Builder:
     """Collects Examples into chunks."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Sequence[str] = ()) -> None:
         self.chunks: list[Chunk] = []
-        self.files: list[str] = []
+        self.files: list[str] = list(files)
         self.rows = 0
         self.nbytes = 0
-        self._codes: dict[str, int] = {}
+        self._codes = {file: code for code, file in enumerate(self.files)}
         self._pending: list[Example] = []
         self._bytes = 0
 
@@ -162,14 +62,16 @@ class Builder:
             return
         rows, self._pending, self._bytes = self._pending, [], 0
         turns = [turn for row in rows for turn in row.turns]
-        words = {name: values for name in _WORDS if any(values := [getattr(row, name) for row in rows])}
+        words = {name: values for name in WORDS if any(values := [getattr(row, name) for row in rows])}
         labels = [None if row.label is None else orjson.dumps(row.label).decode() for row in rows]
         extras = [orjson.dumps(dict(row.extra), default=str).decode() if row.extra else None for row in rows]
         contexts = [turn.context for turn in turns]
+        numbers = [row.source.row for row in rows]
         chunk = Chunk(
             ids=_array([row.id for row in rows]),
             files=np.array([self._code(row.source.file) for row in rows], np.int32),
             lines=np.array([row.source.line for row in rows], np.int64),
+            numbers=np.array(numbers, np.int64) if any(numbers) else None,
             offsets=np.cumsum([0, *(len(row.turns) for row in rows)], dtype=np.int32),
             roles=np.array([_ROLE_CODE[turn.role] for turn in turns], np.int8),
             trains=np.array([_TRAIN_CODE[turn.train] for turn in turns], np.int8),
@@ -242,12 +144,43 @@ class Examples(Sequence[Example]):
         return replace(example, id=example.id + ending) if ending else example
 
     def __iter__(self) -> Iterator[Example]:
-        if self.picked is not None:
-            for at in range(len(self)):
-                yield self[at]
+        for block in self.blocks():
+            yield from block
+
+    def blocks(self, size: int = BLOCK) -> Iterator[list[Example]]:
+        """All rows in lists of about `size`, built column by column: ten times as fast as one by one."""
+        if self.picked is None:
+            for chunk in self.chunks:
+                for start in range(0, len(chunk), size):
+                    yield list(chunk.rows(start, min(start + size, len(chunk)), self.files))
             return
+        for start in range(0, len(self.picked), size):
+            made = self._gathered(self.picked[start : start + size])
+            if self.suffixes:
+                made = [self._renamed(example, start + at) for at, example in enumerate(made)]
+            yield made
+
+    def _gathered(self, rows: np.ndarray) -> list[Example]:
+        """Rows in any order, chunk by chunk and then put in order."""
+        order = np.argsort(rows, kind="stable")
+        numbers = np.searchsorted(self._starts, rows[order], side="right") - 1
+        made: list[Any] = [None] * len(rows)
+        for part in np.split(order, np.flatnonzero(np.diff(numbers)) + 1) if len(rows) else ():
+            number = int(np.searchsorted(self._starts, rows[part[0]], side="right")) - 1
+            chunk = self.chunks[number].take(rows[part] - self._starts[number])
+            for at, example in zip(part.tolist(), chunk.rows(0, len(chunk), self.files), strict=True):
+                made[at] = example
+        return made
+
+    def digest(self) -> str:
+        """Hash of the rows and their order (not of the files that they came from)."""
+        found = hashlib.blake2b(digest_size=32)
         for chunk in self.chunks:
-            yield from chunk.rows(0, len(chunk), self.files)
+            found.update(chunk.digest())
+        if self.picked is not None:
+            found.update(np.ascontiguousarray(self.picked, np.int64).tobytes())
+        found.update(repr(sorted(self.suffixes.items())).encode())
+        return found.hexdigest()
 
     def select(self, positions: np.ndarray) -> Examples:
         """A view of the rows at these positions, in this order; a position may come twice."""
@@ -297,3 +230,14 @@ def of(examples: Sequence[Example]) -> Examples:
     builder = Builder()
     builder.extend(examples)
     return builder.finish()
+
+
+def extended(examples: Examples, more: Iterable[Example]) -> Examples:
+    """These rows, and behind them more: the columns of the first are shared, not copied."""
+    builder = Builder(examples.files)
+    builder.extend(more)
+    made = builder.finish()
+    before = sum(len(chunk) for chunk in examples.chunks)
+    first = np.arange(before) if examples.picked is None else examples.picked
+    picked = np.concatenate([first, np.arange(before, before + len(made))])
+    return Examples([*examples.chunks, *made.chunks], made.files, picked, dict(examples.suffixes))

@@ -183,13 +183,14 @@ class _Reading:
         self._same = self._same + 1 if raw.line == self._last_line else 0
         self._last_line = raw.line
         self.row = f"{self.source.name}:{raw.line}" + (f"+{self._same}" if self._same else "")
-        self.where = f"{self.source.path}:{raw.line}"
+        source = Source(self.source.path, raw.line, raw.row)
+        self.where = str(source)
         value = chosen.renamed(raw.value)
         try:
             fields = Fields(
                 value=value,
                 columns=chosen.columns,
-                source=Source(self.source.path, raw.line),
+                source=source,
                 id=self.row,
                 told=self._repair,
                 left_out=self._left_out,
@@ -237,7 +238,7 @@ class _Reading:
 
     def _fault(self, fault: Fault) -> None:
         self.report.read += 1
-        self.where = f"{self.source.path}:{fault.line}"
+        self.where = str(Source(self.source.path, fault.line, fault.row))
         self.row = f"{self.source.name}:{fault.line}"
         self._refuse(fault.line, fault.field, fault.reason, fault.remedy)
 

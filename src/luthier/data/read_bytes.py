@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import DataError, Problem
+from luthier.core.types import Source
 
 MAX_ROW_BYTES = 32 << 20
 """A single row may not be larger: 32 MiB is far above any context window and far below any memory."""
@@ -30,10 +31,14 @@ _BOMS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (code
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """One row as the file has it: a mapping of columns, and the 1-based line where it begins."""
+    """One row as the file has it: a mapping of columns, and the 1-based line where it begins.
+
+    `row` is its 1-based number in the file where several rows may stand on a line, else 0.
+    """
 
     value: dict[str, Any]
     line: int
+    row: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Fault:
     reason: str
     remedy: str = ""
     field: str = ""
+    row: int = 0
 
 
 def kind_of(path: Path) -> str:
@@ -203,4 +209,4 @@ def decode(line: bytes, offset: int) -> str:
 def problem(path: Path | str, fault: Fault) -> Problem:
     """The fault as people read it."""
     what = f"{fault.field}: {fault.reason}" if fault.field else fault.reason
-    return Problem(what, f"{path}:{fault.line}", fault.remedy)
+    return Problem(what, str(Source(str(path), fault.line, fault.row)), fault.remedy)

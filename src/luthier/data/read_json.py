@@ -283,15 +283,18 @@ def _elements(scanner: Scanner) -> Iterator[Raw | Fault]:
     if scanner.peek() == "]":
         scanner.take("]")
         return
-    number = 0
+    number = before = 0
     while True:
         scanner.peek()
         line, number = scanner.line, number + 1
         value = scanner.value()
+        row = number if line in (1, before) else 0
+        before = line
         if isinstance(value, dict):
-            yield Raw(value, line)
+            yield Raw(value, line, row)
         else:
-            yield Fault(line, f"element {number} is a {type(value).__name__}, not an object", "rows are {…} objects")
+            what = f"element {number} is a {type(value).__name__}, not an object"
+            yield Fault(line, what, "rows are {…} objects", row=row)
         if scanner.take(",]") == "]":
             return
         if scanner.peek() == "]":

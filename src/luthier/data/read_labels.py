@@ -43,7 +43,7 @@ def settle(parts: Sequence[Examples], report: LoadReport) -> None:
             chunk.labels = pa.array([None if text is None else mapping[text][0] for text in old], pa.string())
             for row, text in enumerate(old):
                 if text in changed and mapping[text][1]:
-                    where = f"{part.files[chunk.files[row]]}:{chunk.lines[row]}"
+                    where = str(chunk.place(row, part.files))
                     report.tell("repaired", where, chunk.ids[row].as_py(), "label", mapping[text][1])
 
 
@@ -107,7 +107,7 @@ def _first(text: str, parts: Sequence[Examples]) -> str:
     for part in parts:
         for chunk in part.chunks:
             if chunk.labels is not None and (at := chunk.labels.index(text).as_py()) >= 0:
-                return f"{part.files[chunk.files[at]]}:{chunk.lines[at]}"
+                return str(chunk.place(at, part.files))
     return ""
 
 

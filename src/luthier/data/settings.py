@@ -40,7 +40,8 @@ class DataSettings(Settings):
     """Which rows, and how they are read, divided and encoded."""
 
     train: str | SourceSettings | list[str | SourceSettings] = "builtin"
-    """json, jsonl, csv, tsv, parquet, txt (also .gz/.zst), a folder or glob, a hub dataset, builtin or builtin:NAME; a list mixes."""
+    """json, jsonl, csv, tsv, parquet, txt (also .gz/.zst), a folder or glob, a hub dataset, builtin or builtin:NAME;
+    a list mixes."""
     validation: str | None = None
     """A file of its own instead of a split."""
     test: str | None = None

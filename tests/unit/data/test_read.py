@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -215,6 +216,32 @@ def test_columns_give_back_what_was_put_in(rows):
     assert [held[at] for at in range(len(made))] == made
     assert list(held[::-1]) == made[::-1]
     assert list(held[1:3][::-1]) == made[1:3][::-1]
+    shuffled = np.random.default_rng(len(made)).permutation(len(made)).tolist() * 2
+    assert list(held.select(shuffled)) == [made[at] for at in shuffled]
+    assert [row for block in held.select(shuffled).blocks(2) for row in block] == [made[at] for at in shuffled]
+    assert held.select(shuffled).digest() == columns.of(held).select(shuffled).digest()
+    more = columns.extended(held[::-1], made[:2])
+    assert list(more) == [*made[::-1], *made[:2]]
+    if len(made) > 1:
+        assert len({held.digest(), held[::-1].digest(), held[1:].digest(), more.digest()}) == 4
+
+
+def test_rows_on_one_line_are_told_by_their_number(tmp_path):
+    path = tmp_path / "a.json"
+    rows = [{"instruction": f"q{n}", "output": f"a{n}"} for n in range(20)]
+    rows[16]["output"] = None
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DataError) as caught:
+        load.load(DataSettings(train=str(path)), "instruct")
+    assert caught.value.problems[0].where == f"{path}:1 (row 17)"
+    found = load.load(DataSettings(train=str(path), on_error="skip"), "instruct")
+    assert found.report.dropped[0]["where"] == f"{path}:1 (row 17)"
+    assert [row.source.row for row in found.examples] == [n for n in range(1, 21) if n != 17]
+    assert str(found.examples.select([18, 0])[0].source) == f"{path}:1 (row 20)"
+    path.write_text(json.dumps(rows, indent=1))
+    with pytest.raises(DataError) as caught:
+        load.load(DataSettings(train=str(path)), "instruct")
+    assert caught.value.problems[0].where == f"{path}:66", "the line says it where rows have lines of their own"
 
 
 def test_on_error_stop_collects_some_and_stops(tmp_path):

@@ -10,10 +10,12 @@ from luthier.data import words
 from luthier.data.augment import AUGMENTERS
 from luthier.data.augment.base import chosen
 
-KEYS = dict(
-    a="qsz", b="vgn", c="xdv", d="sfe", e="wrd", f="dgr", g="fht", h="gjy", i="uok", j="hku", k="jli", l="kop",
-    m="nj", n="bmh", o="ipl", p="ol", q="wa", r="etf", s="adw", t="ryg", u="yij", v="cbf", w="qes", x="zcs", y="tuh", z="xa",
-)  # fmt: skip
+_NEAR = (
+    "aqsz bvgn cxdv dsfe ewrd fdgr gfht hgjy iuok jhku kjli lkop mnj nbmh oipl pol qwa retf sadw tryg uyij vcbf wqes "
+    "xzcs ytuh zxa"
+)
+KEYS = {group[0]: group[1:] for group in _NEAR.split()}
+"""Letter → its neighbours on a keyboard."""
 SCANNED = {"l": "1", "o": "0", "m": "rn", "e": "c", "i": "l", "g": "q", "己": "已", "未": "末", "日": "曰", "土": "士"}
 
 
