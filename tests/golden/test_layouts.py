@@ -122,3 +122,30 @@ def test_c7_gradients_of_flat_equal_one_by_one():
     flat = gradient([batch], "flat")
     for name, wanted in alone.items():
         assert torch.allclose(flat[name], wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-7), name
+
+
+@pytest.mark.parametrize("virtual", ["none", "prompt", "prefix"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_recomputed_layers_give_the_same_gradients(kind, virtual):
+    """Activation checkpointing recomputes a flat layer in the backward, with the segments of its own forward."""
+    base = base_of(kind)
+    batch, other = from_rows(rows()), from_rows(rows((4, 7)))
+    base.model.train()
+
+    def gradient(checkpointing):
+        base.model.zero_grad()
+        given = virtual_of(base, virtual)
+        options = {"layout": "flat", "checkpointing": checkpointing}
+        losses = token_nll(base, hidden(base, batch, given, **options), batch.targets).sum()
+        with torch.no_grad():
+            hidden(base, other, given, layout="flat")  # another forward stands between this one and its backward
+        losses.backward()
+        return {name: w.grad.clone() for name, w in base.model.named_parameters() if w.grad is not None}
+
+    for module in base.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    plain, again = gradient(False), gradient(True)
+    assert plain.keys() == again.keys()
+    for name, wanted in plain.items():
+        assert torch.allclose(again[name], wanted, atol=1e-6 * float(wanted.abs().max()) + 1e-9), name

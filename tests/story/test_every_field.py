@@ -104,7 +104,7 @@ def layer_calls(recipe):
     made, adapted = adapted_of(recipe)
     calls = []
     name = made.base.anatomy.layers[1][0]
-    made.base.model.get_submodule(name).mlp.register_forward_hook(lambda *a: calls.append(1))
+    made.base.model.get_submodule(name).mlp.register_forward_pre_hook(lambda *a: calls.append(1))
     adapted.train()
     batch = next(iter(learn.batches(recipe, made.data.rows["train"]).groups(0)))[0]
     adapted.loss(batch).total.backward()

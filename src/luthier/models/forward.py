@@ -61,7 +61,11 @@ def _set_checkpointing(base: Base, on: bool) -> None:
     if bool(getattr(base.model, "is_activation_checkpointing", False)) == on:
         return
     if on:
-        base.model.activation_checkpointing_enable({"use_reentrant": False})
+        from luthier.models import segments
+
+        base.model.activation_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": lambda: segments.contexts(base)}
+        )
     else:
         base.model.activation_checkpointing_disable()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,12 @@ def _using(base: Base, step: _Step) -> Iterator[None]:
         _CURRENT.pop()
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = name
+
+
+def contexts(base: Base) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For activation checkpointing: a layer is recomputed in the backward, when its forward's step is long over."""
+    again = _using(base, _CURRENT[-1]) if _CURRENT else nullcontext()
+    return nullcontext(), again
 
 
 def _configs(model: Any) -> list[Any]:
