@@ -1,11 +1,16 @@
 """Every code block of both READMEs is executed as it stands (but for `make`, which CI itself calls)."""
 
+import contextlib
+import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -56,13 +61,43 @@ def test_the_commands_and_the_python_of_the_english_page(place):
         runs = sorted((place / "runs").glob("*")) if (place / "runs").is_dir() else []
         arguments = [str(runs[0]) if word == "RUN" else word for word in words[1:]]
         if arguments[0] == "serve":
-            continue  # tests/unit/serve asks a server the page's own questions
+            continue  # asked below
         done = luthier(place, *arguments)
         assert done.stdout.strip()
+    _ask_as_the_page_says(place, runs[0])
     (place / "page.py").write_text(blocks("README.md", "python")[0], "utf-8")
     said = call(place, [sys.executable, "page.py"]).stdout
     assert "report.html" in said
     assert (place / "my-adapter" / "adapter_model.safetensors").is_file()
+
+
+def _ask_as_the_page_says(place, run):
+    """`luthier serve`, and the page's own curl line against it (on a free port)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "luthier", "serve", f"tutor={run}", "--port", str(port)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "serving base, tutor" in server.stderr.readline()
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz"):
+                break
+            time.sleep(0.1)
+        words = shlex.split(blocks("README.md", "sh")[0].replace(":8000/", f":{port}/"))
+        assert words[0] == "curl"
+        asked = urllib.request.Request(
+            words[1], words[words.index("-d") + 1].encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            said = json.load(answer)
+        assert said["model"] == "tutor"
+        assert said["choices"][0]["message"]["content"]
+    finally:
+        server.terminate()
+        assert server.wait(timeout=60) == 0
 
 
 def test_the_two_pages_show_the_same_recipe():
@@ -75,8 +110,10 @@ def test_the_two_pages_show_the_same_recipe():
 @pytest.mark.slow
 def test_the_commands_of_the_chinese_page(place):
     for words in commands("README.zh.md"):
-        if words[0] == "luthier":
+        if words[:2] != ["luthier", "serve"] and words[0] == "luthier":
             runs = sorted((place / "runs").glob("*"))
             arguments = [str(runs[0]) if word == "RUN" else word for word in words[1:]]
-            extra = ["train.steps=4", "train.epochs=null"] if any("report.language" in word for word in arguments) else []
+            extra = (
+                ["train.steps=4", "train.epochs=null"] if any("report.language" in word for word in arguments) else []
+            )
             luthier(place, *arguments, *extra)

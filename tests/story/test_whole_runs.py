@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+
 @pytest.fixture
 def place(tmp_path):
     """A folder with data and a recipe."""

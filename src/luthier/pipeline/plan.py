@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.pipeline import learn, prepare
+from luthier.pipeline.estimate import estimate
 from luthier.recipe import Recipe
 
 
@@ -12,18 +13,19 @@ def full_check(
     recipe: Recipe, task: Any, loaded: Any, splits: Any, labels: tuple[str, ...], problem: str
 ) -> dict[str, Any]:
     """Everything `luthier check` shows beyond the quick part. Trains nothing, writes nothing."""
-    from luthier.adapted import attach
+    from luthier.core.events import Emitter
     from luthier.methods import METHODS
 
     prepare.settle_threads(recipe)
     base = prepare.load_model(recipe, task, labels, problem)
     data = prepare.encode(recipe, loaded, splits, task, base, labels, problem, cache=None)
-    adapted = attach(base, recipe.method, task, data.template, seed=recipe.seed, labels=labels, problem=problem)
+    adapted = learn.adapt(recipe, base, task, data, Emitter())
     weights = adapted.parameters_by_name()
     trained = sum(weight.numel() for weight in weights.values())
     total = sum(weight.numel() for weight in base.model.parameters())
     member = METHODS.parse(recipe.method)
     plan = learn.batches(recipe, data.rows["train"])
+    steps = learn.total_steps(recipe, plan)
     return {
         "data": {**data.manifest, "rows": {name: len(rows) for name, rows in data.rows.items()}},
         "model": {
@@ -37,9 +39,11 @@ def full_check(
             "fingerprint": base.fingerprint,
         },
         "plan": {
-            "steps": learn.total_steps(recipe, plan),
+            "steps": steps,
             "learning_rate": learn.learning_rate(recipe, adapted),
             "trained_tokens": sum(row.trained_tokens for row in data.rows["train"]),
+            "layout": adapted.layout,
+            **estimate(recipe, adapted, plan, steps, data),
         },
         "warnings": [{"what": w.what, "where": w.where, "remedy": w.remedy} for w in data.inspection.warnings],
         "preview": data.inspection.preview,
