@@ -1,0 +1,69 @@
+"""What a run will take, measured rather than guessed: one group of the first epoch goes forward and backward."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+from luthier.pipeline.prepare import Data
+from luthier.recipe import Recipe
+
+MEGABYTE = 1e6
+
+
+def estimate(recipe: Recipe, adapted: Any, plan: Any, steps: int, data: Data) -> dict[str, float]:
+    """{"training_s", "memory_mb", "disk_mb"}: training alone, without measuring and reporting at the end.
+
+    training_s scales the seconds per token of one group to all steps and validations (a forward alone counts as a
+    third). memory_mb is this process' peak, with the optimizer's state added. disk_mb is the kept checkpoints and
+    the adapter.
+    """
+    from luthier.train import optimizer_state
+
+    group = next(iter(plan.groups(0)))
+    adapted.train()
+    _pass(adapted, group[:1])  # the first one pays for allocations
+    began = time.perf_counter()
+    _pass(adapted, group)
+    per_token = (time.perf_counter() - began) / sum(int(batch.bounds[-1]) for batch in group)
+    adapted.eval()
+    weights = adapted.parameters_by_name()
+    state = optimizer_state.expected_bytes(recipe.train.optimizer, weights)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in adapted.state().values())
+    trained = per_token * steps * _mean_tokens(data.rows["train"], plan)
+    validated = per_token / 3 * _tokens(data.rows["validation"]) * (1 + _validations(recipe, steps, plan))
+    return {
+        "training_s": round(trained + validated, 1),
+        "memory_mb": round((_peak_bytes() + state) / MEGABYTE),
+        "disk_mb": round(((size + state) * recipe.train.keep_checkpoints + size) / MEGABYTE, 1),
+    }
+
+
+def _pass(adapted: Any, group: Any) -> None:
+    for batch in group:
+        adapted.loss(batch).total.backward()
+    for weight in adapted.parameters_by_name().values():
+        weight.grad = None
+
+
+def _tokens(rows: Any) -> int:
+    return sum(len(rows[index].input_ids) for index in range(len(rows)))
+
+
+def _mean_tokens(rows: Any, plan: Any) -> float:
+    return _tokens(rows) / max(1, plan.steps(0))
+
+
+def _validations(recipe: Recipe, steps: int, plan: Any) -> int:
+    every = recipe.train.evaluate_every
+    if every == "never":
+        return 1
+    return steps // (plan.steps(0) if every == "epoch" else every)
+
+
+def _peak_bytes() -> int:
+    """Peak resident memory; Linux tells kilobytes, macOS bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
