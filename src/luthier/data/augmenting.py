@@ -20,7 +20,7 @@ from luthier.data.augment import AUGMENTERS
 
 @dataclass(frozen=True)
 class Augmented:
-    """`examples`: the originals, then the new ones. `report`: how many were made and could not be made, by augmenter."""
+    """`examples`: the originals, then the new ones. `report`: by augmenter, how many were made and could not be."""
 
     examples: list[Example]
     report: dict[str, Any]

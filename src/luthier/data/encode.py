@@ -1,93 +1,30 @@
-"""Examples become rows: tokenised in batches, truncated from the prompt, kept in flat arrays, cached on disk."""
+"""Examples become rows: laid out as pieces, tokenised a block at a time, put together with numpy, cached on disk.
+
+While the tokenizer (which releases Python's lock) works on one block, the block before is put together and the
+next one is laid out. Equal texts of a block are tokenised once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from luthier.core.errors import DataError
-from luthier.core.fingerprint import of_value
-from luthier.core.types import IGNORE, Example, Row
+from luthier.core.types import Example
+from luthier.data import columns, encode_cache
+from luthier.data.cutting import Part, inner_tokens, shortened, windows
+from luthier.data.encoded import Collector, EncodedRows
 from luthier.data.settings import DataSettings
-from luthier.data.templates.base import Piece, begins_with_bos, tokenize
+from luthier.data.templates.base import Piece, Tokens, begins_with_bos
 
-BATCH = 512
-VERSION = 1
-
-
-@dataclass
-class EncodedRows(Sequence[Row]):
-    """Rows over flat int32 arrays. `cut` counts truncations, `dropped` lists rows that could not be kept."""
-
-    ids: np.ndarray
-    labels: np.ndarray
-    bounds: np.ndarray
-    names: list[str]
-    targets: list[Any] | None = None
-    tasks: np.ndarray | None = None
-    cut: dict[str, int] = field(default_factory=dict)
-    dropped: list[dict[str, Any]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        part = slice(int(self.bounds[index]), int(self.bounds[index + 1]))
-        target = None if self.targets is None else self.targets[index]
-        task = 0 if self.tasks is None else int(self.tasks[index])
-        return Row(self.names[index], self.ids[part], self.labels[part], target, task)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """[rows] tokens of each row."""
-        return np.diff(self.bounds)
-
-
-@dataclass
-class _Collector:
-    ids: list[np.ndarray] = field(default_factory=list)
-    labels: list[np.ndarray] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    targets: list[Any] = field(default_factory=list)
-    tasks: list[int] = field(default_factory=list)
-    cut: dict[str, int] = field(default_factory=lambda: {"prompt_cut": 0, "windows": 0, "dropped": 0, "tokens_cut": 0})
-    dropped: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, name: str, ids: Sequence[int], labels: Sequence[int], target: Any, task: int) -> None:
-        self.ids.append(np.asarray(ids, dtype=np.int32))
-        self.labels.append(np.asarray(labels, dtype=np.int32))
-        self.names.append(name)
-        self.targets.append(target)
-        self.tasks.append(task)
-
-    def drop(self, example: Example, reason: str) -> None:
-        self.cut["dropped"] += 1
-        self.dropped.append({"where": str(example.source), "row": example.id, "reason": reason})
-
-    def rows(self, with_targets: bool) -> EncodedRows:
-        bounds = np.zeros(len(self.ids) + 1, dtype=np.int64)
-        np.cumsum([len(one) for one in self.ids], out=bounds[1:])
-        empty = np.zeros(0, dtype=np.int32)
-        return EncodedRows(
-            np.concatenate([empty, *self.ids]),
-            np.concatenate([empty, *self.labels]),
-            bounds,
-            self.names,
-            self.targets if with_targets else None,
-            np.asarray(self.tasks, dtype=np.int32),
-            self.cut,
-            self.dropped,
-        )
+BATCH = 2048
+STOP, BOS = -1, -2
+"""Codes of the two fixed texts that are no text: the stop token and what stands before a row."""
 
 
 def encode(
@@ -101,165 +38,279 @@ def encode(
     stop_id: int,
     cache: Path | None = None,
 ) -> EncodedRows:
-    """Rows of these examples. Plain documents become windows `id#0`, `id#1`, …; too long rows lose the beginning
-    of their prompt or are dropped, never a part of the answer."""
+    """Rows of these examples. Plain documents become windows `id#0`, `id#1`, …; too long rows lose a part of their
+    prompt or are dropped, never a part of the answer. With a `cache` folder, rows that were encoded before in the
+    same way are read from it."""
     bound = template.bound(tokenizer) if hasattr(template, "bound") else template
-    made = _Collector()
-    tasks = {name: index for index, name in enumerate(sorted({e.task for e in examples if e.task}))}
-    classes = {name: index for index, name in enumerate(labels or ())}
-    bos = begins_with_bos(tokenizer)
-    for start in range(0, len(examples), BATCH):
-        part = [examples[index] for index in range(start, min(start + BATCH, len(examples)))]
-        for example, pieces in zip(part, _tokenised(part, bound, tokenizer, settings, task), strict=True):
-            target = _target(example, classes, task)
-            number = tasks.get(example.task or "", 0)
-            _place(made, example, pieces, bos, stop_id, settings, target, number)
-    return made.rows(task == "classify")
+    held = columns.of(examples)
+    work = _Encoder(bound, tokenizer, settings, task, labels, stop_id)
+    if cache is None:
+        return work.run(held)
+    return encode_cache.through(cache, work.key(held), lambda: work.run(held))
 
 
-def _pieces(example: Example, template: Any, settings: DataSettings, task: str) -> list[Piece]:
-    if task == "classify":
-        return [piece for piece in template.prompt(example.turns) if piece.text.strip() or not piece.control]
-    pieces = template.pieces(example.turns)
-    if settings.loss_on == "everything":
-        return [Piece(p.text, True, p.control, p.stop) for p in pieces]
-    if settings.loss_on == "last_answer":
-        last = max((i for i, p in enumerate(pieces) if p.stop and p.trained), default=-1)
-        return [p if i in (last, last - 1) else Piece(p.text, False, p.control, p.stop) for i, p in enumerate(pieces)]
-    return list(pieces)
+class _Block:
+    """Rows laid out as pieces: each is a code (a distinct text of the block, or below 0 a fixed one) and a mark."""
+
+    def __init__(self, examples: list[Example]):
+        self.examples = examples
+        self.counts: list[int] = []
+        self.codes: list[int] = []
+        self.trained: list[bool] = []
+        self.texts: dict[str, int] = {}
 
 
-def _tokenised(
-    part: Sequence[Example], template: Any, tokenizer: Any, settings: DataSettings, task: str
-) -> Iterator[list[tuple[Piece, list[int]]]]:
-    """Pieces with their ids; all texts of the batch go through the tokenizer at once, equal ones once."""
-    listed = [_pieces(example, template, settings, task) for example in part]
-    found: dict[tuple[bool, str], list[int]] = {}
-    for control in (False, True):
-        texts = list({p.text: None for pieces in listed for p in pieces if p.control == control and p.text})
-        for text, ids in zip(texts, tokenize(tokenizer, texts, control), strict=True):
-            found[control, text] = ids
-    for pieces in listed:
-        yield [(piece, found.get((piece.control, piece.text), [])) for piece in pieces]
+class _Encoder:
+    """The settings of one encoding, and the ids of what every row has in common."""
 
+    def __init__(self, template: Any, tokenizer: Any, settings: DataSettings, task: str, labels: Any, stop_id: int):
+        self.template, self.tokenizer, self.settings, self.task = template, tokenizer, settings, task
+        self.labels, self.stop_id = tuple(labels or ()), stop_id
+        self.classes = {name: index for index, name in enumerate(self.labels)}
+        self.bos = begins_with_bos(tokenizer)
+        self.tokens = Tokens(tokenizer)
+        self.fixed = [np.array([stop_id]), np.array(self.bos, np.int64)]
+        self._codes: dict[tuple[str, bool], int] = {}
 
-def _target(example: Example, classes: dict[str, int], task: str) -> Any:
-    if task != "classify":
-        return None
-    label = example.label
-    if isinstance(label, tuple):
-        return tuple(int(name in label) for name in classes)
-    if isinstance(label, int | float) and not isinstance(label, bool) and str(label) not in classes:
-        return float(label)
-    if str(label) not in classes:
+    @cached_property
+    def inner(self) -> np.ndarray:
+        """Which tokens begin inside a character."""
+        return inner_tokens(self.tokenizer)
+
+    def key(self, examples: columns.Examples) -> str:
+        """Hash of all that decides the rows."""
+        self.tokens.ready()
+        return encode_cache.key(
+            examples, self.template, self.tokenizer, self.settings, [self.task, self.labels, self.stop_id, self.bos]
+        )
+
+    def run(self, examples: columns.Examples) -> EncodedRows:
+        """Lay out, tokenise, put together."""
+        largest = max(self.tokenizer.get_vocab().values(), default=0)
+        made = Collector(max(largest, self.stop_id) + 1)
+        tasks = {name: index for index, name in enumerate(sorted({t for t in examples.column("task") if t}))}
+        for block, ids in self._tokenised(examples):
+            self._assemble(made, block, *ids, tasks)
+        return made.finish()
+
+    def _tokenised(self, examples: columns.Examples) -> Iterator[tuple[_Block, tuple[np.ndarray, np.ndarray]]]:
+        waiting: tuple[_Block, Future[Any]] | None = None
+        with ThreadPoolExecutor(1, "tokenize") as pool:
+            for rows in examples.blocks(BATCH):
+                block, fresh = self._lay(rows)
+                if waiting is None or fresh:
+                    if waiting is not None:
+                        waiting[1].result()  # the tokenizer's mode must not change while it works
+                    for text, first in fresh:
+                        self._fix(text, first)
+                    self.tokens.ready()
+                future = pool.submit(self.tokens.start, list(block.texts))
+                if waiting is not None:
+                    yield waiting[0], self.tokens.finish(waiting[1].result())
+                waiting = (block, future)
+            if waiting is not None:
+                yield waiting[0], self.tokens.finish(waiting[1].result())
+
+    def _lay(self, rows: list[Example]) -> tuple[_Block, list[tuple[str, bool]]]:
+        """The block, and template texts that were not seen before."""
+        block = _Block(rows)
+        fresh: list[tuple[str, bool]] = []
+        codes, trained, texts, known = block.codes, block.trained, block.texts, self._codes
+        for row in rows:
+            pieces = self._pieces(row)
+            codes.append(BOS)
+            trained.append(False)
+            for at, piece in enumerate(pieces):
+                if piece.stop:
+                    code = STOP
+                elif piece.control:
+                    entry = (piece.text, at == 0)
+                    code = known.get(entry, 0)
+                    if not code:
+                        code = known[entry] = -len(known) - 3
+                        fresh.append(entry)
+                else:
+                    code = texts.setdefault(piece.text, len(texts))
+                codes.append(code)
+                trained.append(piece.trained)
+            block.counts.append(len(pieces) + 1)
+        return block, fresh
+
+    def _fix(self, text: str, first: bool) -> None:
+        """Remember a template text; a BOS that the template writes at the very beginning is not said twice."""
+        ids = self.tokens.control(text)
+        if first and self.bos and ids[:1] == self.bos:
+            ids = ids[1:]
+        self.fixed.append(np.array(ids, np.int64))
+
+    def _pieces(self, example: Example) -> list[Piece]:
+        if self.task == "classify":
+            found: list[Piece] = self.template.prompt(example.turns)
+            return [piece for piece in found if piece.text.strip() or not piece.control]
+        pieces: list[Piece] = self.template.pieces(example.turns)
+        if _goes_on(example):
+            pieces = [piece for piece in pieces if not piece.stop]
+        if self.settings.loss_on == "everything":
+            pieces = [Piece(p.text, True, p.control, p.stop) for p in pieces]
+        elif self.settings.loss_on == "last_answer":
+            last = max((i for i, p in enumerate(pieces) if p.stop and p.trained), default=-1)
+            pieces = [
+                p if i in (last, last - 1) else Piece(p.text, False, p.control, p.stop) for i, p in enumerate(pieces)
+            ]
+        end = next((at for at in range(len(pieces), 0, -1) if pieces[at - 1].trained), len(pieces))
+        return pieces[:end]
+
+    def _assemble(
+        self, made: Collector, block: _Block, ids: np.ndarray, edges: np.ndarray, tasks: dict[str, int]
+    ) -> None:
+        """Gather the ids of all pieces of the block; only rows that need cutting are looked at one by one."""
+        codes = np.array(block.codes)
+        before = np.cumsum([0, *(len(one) for one in self.fixed)])
+        starts = np.concatenate(
+            [before[-1] + edges[:, 0], before[-2::-1]]
+        )  # a fixed text stands at its code from behind
+        sizes = np.concatenate([edges[:, 1], np.diff(before)[::-1]])
+        pool = np.concatenate([*self.fixed, ids])
+        lengths = sizes[codes]
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        flat = pool[np.repeat(starts[codes] - bounds[:-1], lengths) + np.arange(bounds[-1])]
+        trained = np.repeat(np.array(block.trained), lengths)
+        row_edges = np.concatenate([[0], np.cumsum(block.counts)])
+        row_bounds = bounds[row_edges]
+        _Rows(self, made, block, flat, trained, row_bounds, bounds, row_edges, tasks).place()
+
+    def target(self, example: Example) -> Any:
+        """Class index, value, or 0/1 for every class; None for what is not classified."""
+        if self.task != "classify":
+            return None
+        label = example.label
+        if isinstance(label, tuple):
+            return [int(name in label) for name in self.classes]
+        if str(label) in self.classes:
+            return self.classes[str(label)]
+        try:
+            if self.labels == ("value",) or not isinstance(label, str):
+                return float(label)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise DataError(
+                f"the label {label!r} is no number", where=str(example.source), remedy="a regression needs numbers"
+            ) from None
         raise DataError(
             f"the label {label!r} is not among the training classes",
             where=str(example.source),
-            remedy=f"known: {', '.join(list(classes)[:20])}",
+            remedy=f"known: {', '.join(list(self.classes)[:20])}",
         )
-    return classes[str(label)]
 
 
-def _place(
-    made: _Collector,
-    example: Example,
-    pieces: list[tuple[Piece, list[int]]],
-    bos: list[int],
-    stop_id: int,
-    settings: DataSettings,
-    target: Any,
-    task: int,
-) -> None:
-    ids, labels = list(bos), [IGNORE] * len(bos)
-    last = 0
-    for piece, tokens in pieces:
-        if piece.stop:
-            tokens = [stop_id]
-        elif piece.control and len(ids) == len(bos) and bos and tokens[:1] == bos:
-            tokens = tokens[1:]
-        ids += tokens
-        labels += tokens if piece.trained else [IGNORE] * len(tokens)
-        if piece.trained:
-            last = len(ids)
-    if target is None and last:
-        ids, labels = ids[:last], labels[:last]
-    document = len(example.turns) == 1 and example.turns[0].role == "text" and target is None
-    if document:
-        _windows(made, example, ids, labels, bos, settings, task)
-        return
-    if len(ids) > settings.max_length:
-        cut = _truncate(ids, labels, len(bos), settings, target is not None)
-        if cut is None:
-            made.drop(example, f"{len(ids)} tokens do not fit max_length {settings.max_length}")
+def _goes_on(example: Example) -> bool:
+    """Whether a section of a document has another one behind it: then the text does not end here."""
+    number, count = example.extra.get("part"), example.extra.get("parts")
+    return isinstance(number, int) and isinstance(count, int) and number + 1 < count
+
+
+def _document(example: Example) -> bool:
+    return len(example.turns) == 1 and example.turns[0].role == "text"
+
+
+class _Rows:
+    """The rows of an assembled block on their way into the collector."""
+
+    def __init__(
+        self, encoder: _Encoder, made: Collector, block: _Block, ids: np.ndarray, trained: np.ndarray,
+        bounds: np.ndarray, piece_bounds: np.ndarray, piece_edges: np.ndarray, tasks: dict[str, int],
+    ):  # fmt: skip
+        self.encoder, self.made, self.block, self.ids, self.trained = encoder, made, block, ids, trained
+        self.bounds, self.piece_bounds, self.piece_edges = bounds, piece_bounds, piece_edges
+        self.targets = [encoder.target(row) for row in block.examples]
+        self.tasks = [tasks.get(row.task or "", 0) for row in block.examples]
+        self.names: list[str] = []
+        self.parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self.sizes: list[int] = []
+        self.kept: list[int] = []
+
+    def place(self) -> None:
+        """Runs of rows that fit go over as they are; the others are cut, or dropped."""
+        lengths = np.diff(self.bounds)
+        odd = lengths > self.encoder.settings.max_length
+        if self.encoder.task != "classify":
+            odd |= (lengths < 2) | (_later(self.trained, self.bounds) == 0)
+        before = 0
+        for at in [*np.flatnonzero(odd).tolist(), len(lengths)]:
+            self._run(before, at)
+            if at < len(lengths):
+                self._odd(at)
+            before = at + 1
+        self._hand_over()
+
+    def _run(self, start: int, stop: int) -> None:
+        if start == stop:
             return
-        made.cut["prompt_cut"] += 1
-        made.cut["tokens_cut"] += len(ids) - len(cut[0])
-        ids, labels = cut
-    if len(ids) < 2 and target is None:
-        made.drop(example, "nothing to predict")
-        return
-    made.add(example.id, ids, labels, target, task)
+        part = slice(int(self.bounds[start]), int(self.bounds[stop]))
+        self.parts.append((self.ids[part], self.trained[part]))
+        self.names += [row.id for row in self.block.examples[start:stop]]
+        self.sizes += np.diff(self.bounds[start : stop + 1]).tolist()
+        self.kept += range(start, stop)
+
+    def _one(self, at: int, name: str, ids: np.ndarray, trained: np.ndarray) -> None:
+        self.parts.append((ids, trained))
+        self.names.append(name)
+        self.sizes.append(len(ids))
+        self.kept.append(at)
+
+    def _odd(self, at: int) -> None:
+        example, size = self.block.examples[at], self.encoder.settings.max_length
+        part = slice(int(self.bounds[at]), int(self.bounds[at + 1]))
+        ids, trained = self.ids[part], self.trained[part]
+        if self.encoder.task != "classify":
+            if len(ids) < 2 or not trained[1:].any():
+                reason = "nothing to predict" if len(ids) < 2 else "no token is trained"
+                self.made.drop(example.id, str(example.source), reason, untrained=True)
+                return
+            if _document(example):
+                self._windows(at, ids, trained)
+                return
+        cut = None if self.encoder.settings.truncate == "drop" else self._shortened(at, len(ids))
+        if cut is None and self.encoder.task == "classify" and self.encoder.settings.truncate != "drop":
+            cut = ids[:size], trained[:size]
+        if cut is None:
+            reason = f"{len(ids)} tokens do not fit max_length {size}"
+            self.made.drop(example.id, str(example.source), reason)
+            return
+        self.made.cut["prompt_cut"] += 1
+        self.made.cut["tokens_cut"] += len(ids) - len(cut[0])
+        self._one(at, example.id, *cut)
+
+    def _shortened(self, at: int, length: int) -> tuple[np.ndarray, np.ndarray] | None:
+        parts = []
+        for piece in range(int(self.piece_edges[at]), int(self.piece_edges[at + 1])):
+            ids = self.ids[int(self.piece_bounds[piece]) : int(self.piece_bounds[piece + 1])]
+            trained = self.block.trained[piece]
+            parts.append(Part(ids, trained, self.block.codes[piece] >= 0 and not trained))
+        cut = shortened(parts, self.encoder.settings.max_length, self.encoder.inner)
+        if cut is None:
+            return None
+        marks = [np.full(len(part.ids), part.trained) for part in cut]
+        return np.concatenate([part.ids for part in cut]), np.concatenate(marks)
+
+    def _windows(self, at: int, ids: np.ndarray, trained: np.ndarray) -> None:
+        name, settings = self.block.examples[at].id, self.encoder.settings
+        found = windows(ids, settings.max_length, settings.stride, self.encoder.inner)
+        for number, (start, stop, fresh) in enumerate(found):
+            marks = trained[start:stop].copy()
+            marks[: fresh - start] = False
+            self._one(at, f"{name}#{number}", ids[start:stop], marks)
+            self.made.cut["windows"] += 1
+
+    def _hand_over(self) -> None:
+        if not self.parts:
+            return
+        ids = np.concatenate([part[0] for part in self.parts])
+        trained = np.concatenate([part[1] for part in self.parts])
+        targets = [self.targets[at] for at in self.kept] if self.encoder.task == "classify" else None
+        self.made.add(self.names, ids, trained, self.sizes, targets, [self.tasks[at] for at in self.kept])
 
 
-def _truncate(
-    ids: list[int], labels: list[int], head: int, settings: DataSettings, classified: bool
-) -> tuple[list[int], list[int]] | None:
-    """Cut the middle of the untrained beginning: its first quarter and its end are worth more. None: does not fit."""
-    surplus = len(ids) - settings.max_length
-    prompt = next((i for i, label in enumerate(labels) if label != IGNORE), len(labels))
-    if settings.truncate == "drop":
-        return None
-    if classified:
-        return ids[: settings.max_length], labels[: settings.max_length]
-    keep = prompt - surplus
-    if keep < head + min(8, prompt - head):
-        return None
-    first = head + (keep - head) // 4
-    second = prompt - (keep - first)
-    return ids[:first] + ids[second:], labels[:first] + labels[second:]
-
-
-def _windows(
-    made: _Collector,
-    example: Example,
-    ids: list[int],
-    labels: list[int],
-    bos: list[int],
-    settings: DataSettings,
-    task: int,
-) -> None:
-    """Every token of a document is trained in exactly one window (with `stride` tokens of earlier context)."""
-    size = settings.max_length
-    if len(ids) <= size:
-        if len(ids) >= 2:
-            made.add(example.id, ids, labels, None, task)
-        else:
-            made.drop(example, "nothing to predict")
-        return
-    overlap = max(1, min(settings.stride, size // 2))
-    start, number = 0, 0
-    while start < len(ids) - 1:
-        stop = min(start + size, len(ids))
-        part = labels[start:stop]
-        if start:
-            part = [IGNORE] * overlap + part[overlap:]
-        made.add(f"{example.id}#{number}", ids[start:stop], part, None, task)
-        made.cut["windows"] += 1
-        if stop == len(ids):
-            break
-        start, number = stop - overlap, number + 1
-
-
-def cache_key(examples: Sequence[Example], template: Any, tokenizer: Any, settings: DataSettings, task: str) -> str:
-    """Hash of all that decides the rows."""
-    return of_value(
-        [
-            VERSION,
-            template.name,
-            template.params.model_dump(),
-            settings.model_dump(mode="json"),
-            task,
-            len(tokenizer),
-            [(e.id, [t.text for t in e.turns], e.label) for e in examples],
-        ]
-    )
+def _later(marks: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """How many of each row are set, but for its first place: nothing stands before it to predict it from."""
+    total = np.concatenate([[0], np.cumsum(marks)])
+    return total[bounds[1:]] - total[np.minimum(bounds[:-1] + 1, bounds[1:])]

@@ -82,13 +82,13 @@ def _judge_tokens(
     name: str, facts: dict[str, Any], counted: inspect_rows.Counted, marks: inspect_rows.Marks,
     settings: DataSettings, documents: bool, problems: list[Problem], warnings: list[Problem],
 ) -> None:  # fmt: skip
-    where, total = f"data.{name}", facts["rows"]
-    if not total:
-        return
+    where, total = f"data.{name}", facts["rows"] + facts["cut"].get("untrained", 0)
     lost = facts["dropped"]
     if lost:
         what = f"{lost} of {total + lost} rows do not fit {settings.max_length} tokens and are left out"
         warnings.append(Problem(what, where, "raise data.max_length"))
+    if not total:
+        return
     if cut := facts["cut"].get("prompt_cut", 0):
         what = f"{cut} of {total} prompts are cut to {settings.max_length} tokens (answers are whole)"
         warnings.append(Problem(what, where, "raise data.max_length"))
@@ -102,10 +102,11 @@ def _judge_tokens(
         what = f"{none} of {total} rows have no trained token ({none / total:.1%})"
         found = Problem(what, ", ".join(facts["without_trained_rows"][:5]), "raise data.max_length, or mend the rows")
         (problems if none / total > settings.max_unsupervised else warnings).append(found)
-    missing = total - none - facts["stop_trained"]
+    missing = facts.get("stop_missing", 0)
     if not documents and missing:
         what = f"{missing} of {total} rows do not train the stop token: the model would not learn to stop"
-        found = Problem(what, ", ".join(facts["stop_not_trained_rows"][:5]), "each answer must end with the stop token")
+        first = ", ".join(facts["stop_not_trained_rows"][:5])
+        found = Problem(what, first, "each answer must end with the stop token")
         (problems if missing > 0.5 * total else warnings).append(found)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from luthier.core.types import IGNORE, Row
+from luthier.data.encoded import EncodedRows
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SHOWN, BLOCK = 20, 16384
@@ -39,7 +40,7 @@ class Marks:
 class Counted:
     """Per-row numbers of one side."""
 
-    names: list[str]
+    names: Sequence[str]
     lengths: np.ndarray
     trained: np.ndarray
     last: np.ndarray
@@ -64,17 +65,13 @@ def count(rows: Sequence[Row], marks: Marks) -> Counted:
     targets = size > 0 and rows[0].target is not None
     cut = dict(getattr(rows, "cut", {}) or {})
     dropped = list(getattr(rows, "dropped", ()))
-    return Counted(list(names), lengths, trained, last, bos, inside, targets, cut, dropped)
+    return Counted(names, lengths, trained, last, bos, inside, targets, cut, dropped)
 
 
 def _flat(rows: Sequence[Row], start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids, labels, bounds) of a run of rows; encoded rows already stand in flat arrays."""
-    bounds = getattr(rows, "bounds", None)
-    if bounds is not None:
-        edges = np.asarray(bounds[start : stop + 1], np.int64)
-        part = slice(int(edges[0]), int(edges[-1]))
-        encoded: Any = rows
-        return np.asarray(encoded.ids[part]), np.asarray(encoded.labels[part]), edges - edges[0]
+    if isinstance(rows, EncodedRows):
+        return rows.flat(start, stop)
     chosen = [rows[at] for at in range(start, stop)]
     edges = np.cumsum([0, *(len(row.input_ids) for row in chosen)])
     ids = np.concatenate([np.asarray(row.input_ids) for row in chosen])
@@ -108,8 +105,15 @@ def _within(mask: np.ndarray, bounds: np.ndarray) -> np.ndarray:
 def summary(counted: Counted, marks: Marks, max_length: int) -> dict[str, Any]:
     """The numbers of one side for the manifest."""
     lengths, trained = counted.lengths, counted.trained
+    missing = counted.cut.get("untrained", 0)
+    left_out = {
+        "dropped": counted.cut.get("dropped", len(counted.dropped)) - missing,
+        "cut": counted.cut,
+        "without_trained": missing,
+        "without_trained_rows": [item["row"] for item in counted.dropped if item.get("untrained")][:SHOWN],
+    }
     if not len(lengths):
-        return {"rows": 0, "dropped": len(counted.dropped), "cut": counted.cut}
+        return {"rows": 0, **left_out}
     facts: dict[str, Any] = {
         "rows": len(lengths),
         "tokens": int(lengths.sum()),
@@ -119,8 +123,7 @@ def summary(counted: Counted, marks: Marks, max_length: int) -> dict[str, Any]:
         "fits": {str(size): round(float((lengths <= size).mean()), 4) for size in LENGTHS},
         "max_length": max_length,
         "at_max_length": int((lengths >= max_length).sum()),
-        "cut": counted.cut,
-        "dropped": len(counted.dropped),
+        **left_out,
         "bos": {str(number): int((counted.bos == number).sum()) for number in np.unique(counted.bos).tolist()},
     }
     if counted.targets:
@@ -129,9 +132,12 @@ def summary(counted: Counted, marks: Marks, max_length: int) -> dict[str, Any]:
     ends = np.isin(counted.last, list(marks.stops))
     return facts | {
         "trained_per_row": quantiles(trained),
-        "without_trained": int(nothing.sum()),
-        "without_trained_rows": [counted.names[at] for at in np.flatnonzero(nothing)[:SHOWN].tolist()],
+        "without_trained": missing + int(nothing.sum()),
+        "without_trained_rows": (
+            left_out["without_trained_rows"] + [counted.names[at] for at in np.flatnonzero(nothing)[:SHOWN].tolist()]
+        )[:SHOWN],
         "stop_trained": int(ends.sum()),
+        "stop_missing": int((~ends & ~nothing).sum()),
         "stop_not_trained_rows": [counted.names[at] for at in np.flatnonzero(~ends & ~nothing)[:SHOWN].tolist()],
     }
 

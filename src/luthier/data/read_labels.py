@@ -6,6 +6,7 @@ regression. What could mean two things is an error.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from luthier.data.columns import Examples
 if TYPE_CHECKING:
     from luthier.data.load import LoadReport
 
+_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?([eE][+-]?\d{1,2})?$", re.ASCII)
+
 
 def settle(parts: Sequence[Examples], report: LoadReport) -> None:
     """Rewrite the label columns of all parts in one way. DataError when labels cannot be told apart safely."""
@@ -31,7 +34,7 @@ def settle(parts: Sequence[Examples], report: LoadReport) -> None:
                         counts[entry["values"]] += entry["counts"]
     if not counts:
         return
-    mapping = _mapping(counts, parts)
+    mapping = _values(counts, parts) or _mapping(counts, parts)
     changed = {old: new for old, new in mapping.items() if old != new[0]}
     if not changed:
         return
@@ -45,6 +48,19 @@ def settle(parts: Sequence[Examples], report: LoadReport) -> None:
                 if text in changed and mapping[text][1]:
                     where = str(chunk.place(row, part.files))
                     report.tell("repaired", where, chunk.ids[row].as_py(), "label", mapping[text][1])
+
+
+def _values(counts: Counter[str], parts: Sequence[Examples]) -> dict[str, tuple[str, str]]:
+    """Cells of tables have no type: where all are numbers and some have fractions, they are values, not classes."""
+    if not all(file.split(".")[-1].lower() in ("csv", "tsv", "gz", "zst") for part in parts for file in part.files):
+        return {}
+    texts = {text: orjson.loads(text) for text in counts}
+    if not all(isinstance(value, str) and _NUMBER.match(value.strip()) for value in texts.values()):
+        return {}
+    numbers = {text: float(value) for text, value in texts.items()}
+    if all(number.is_integer() for number in numbers.values()):
+        return {}
+    return {text: (_json(number), "") for text, number in numbers.items()}
 
 
 def _mapping(counts: Counter[str], parts: Sequence[Examples]) -> dict[str, tuple[str, str]]:

@@ -1,14 +1,10 @@
 """Templates, encoding, packing: the mask covers the answer and the stop token, nothing is lost or mixed (D7-D16)."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from little_tokenizers import CHATML, SPECIAL, TOKENIZERS, byte_level
 
 from luthier.core.errors import ModelError
 from luthier.core.types import IGNORE, Example, Row, Source, Turn
@@ -20,33 +16,6 @@ from luthier.data.templates import TEMPLATES, choose
 from luthier.data.templates.chat import Chat
 from luthier.data.templates.sandbox import render_bounded
 
-DATA = Path(os.environ.get("LUTHIER_DATA", Path(__file__).parents[4] / "shared" / "data"))
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
-
-
-def byte_level():
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
-    made.train_from_iterator(["### Instruction: the answer is", "### Response: a small test of the words"] * 5, trainer)
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="<|im_end|>", pad_token="<pad>"
-    )
-    tokenizer.chat_template = CHATML
-    return tokenizer
-
-
-TOKENIZERS = {"bytes": byte_level()}
-if (DATA / "models" / "stories260K").is_dir():
-    TOKENIZERS["sentencepiece"] = AutoTokenizer.from_pretrained(DATA / "models" / "stories260K")
-
 
 def template_of(name, tokenizer):
     if name == "chat":
@@ -56,9 +25,8 @@ def template_of(name, tokenizer):
 
 def rows_of(turns, name, tokenizer, **options):
     example = Example("r", tuple(turns), Source("x.json", 1))
-    made = encode([example], template_of(name, tokenizer), tokenizer, DataSettings(**options), "instruct",
+    return encode([example], template_of(name, tokenizer), tokenizer, DataSettings(**options), "instruct",
                   labels=None, stop_id=tokenizer.eos_token_id)  # fmt: skip
-    return made
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=40)
@@ -155,7 +123,7 @@ def test_d16_every_token_of_a_document_is_trained_exactly_once(length, stride, s
     made = encode([example], TEMPLATES.parse("plain"), tokenizer, DataSettings(max_length=length, stride=stride),
                   "language_model", labels=None, stop_id=tokenizer.eos_token_id)  # fmt: skip
     trained = [int(t) for row in made for t in row.labels[1:] if t != IGNORE]
-    whole = tokenizer(document).input_ids + [tokenizer.eos_token_id]
+    whole = [*tokenizer(document).input_ids, tokenizer.eos_token_id]
     start = tokenizer("\n" + document, add_special_tokens=False).input_ids
     assert trained[-1] == tokenizer.eos_token_id
     assert len(trained) in (len(whole) - 1, len(start) + 1)
@@ -209,9 +177,11 @@ def test_the_longest_rows_come_first():
 
 @pytest.mark.parametrize(
     "source",
-    ["{{ 9**(9**9) }}", "{{ 'a' * 10**9 }}", "{% for i in range(10**9) %}x{% endfor %}", "{{ messages.__class__.__mro__ }}",
-     "{% for a in messages * 1000 %}{% for b in messages * 1000 %}{% for c in messages * 1000 %}x{% endfor %}{% endfor %}{% endfor %}",
-     "{{ raise_exception('no') }}", "{{ undefined.attribute }}", "{% if %}", "{{ 1 / 0 }}", "{{ cycler.__init__.__globals__.os }}",
+    ["{{ 9**(9**9) }}", "{{ 'a' * 10**9 }}", "{% for i in range(10**9) %}x{% endfor %}",
+     "{{ messages.__class__.__mro__ }}", "{{ cycler.__init__.__globals__.os }}",
+     "{% for a in messages * 1000 %}{% for b in messages * 1000 %}{% for c in messages * 1000 %}x"
+     "{% endfor %}{% endfor %}{% endfor %}",
+     "{{ raise_exception('no') }}", "{{ undefined.attribute }}", "{% if %}", "{{ 1 / 0 }}",
      "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ ''.join(['a'] * 10**8) }}"],
 )  # fmt: skip
 def test_c8_hostile_templates_are_refused_in_time(source):

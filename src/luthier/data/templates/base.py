@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
+
+import numpy as np
 
 from luthier.core.types import Turn
 
@@ -54,19 +57,70 @@ def tokenize(tokenizer: Any, texts: Sequence[str], control: bool) -> list[list[i
     """Ids of each text as a continuation of something: no BOS, no EOS, no artificial first space."""
     if not texts:
         return []
-    options: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False}
-    if not control:
-        options["split_special_tokens"] = True
-    anchor = tokenizer([ANCHOR], **options)["input_ids"][0]
-    anchored = tokenizer([ANCHOR + text for text in texts], **options)["input_ids"]
+    anchor = tokenize_plain(tokenizer, [ANCHOR], control)[0]
+    anchored = tokenize_plain(tokenizer, [ANCHOR + text for text in texts], control)
     size = len(anchor)
     found = [ids[size:] if ids[:size] == anchor else None for ids in anchored]
     missing = [index for index, ids in enumerate(found) if ids is None]
-    if missing:
-        plain = tokenizer([texts[index] for index in missing], **options)["input_ids"]
-        for index, ids in zip(missing, plain, strict=True):
-            found[index] = ids
-    return [list(ids or ()) for ids in found]
+    for index, ids in zip(missing, tokenize_plain(tokenizer, [texts[at] for at in missing], control), strict=True):
+        found[index] = ids
+    return [ids or [] for ids in found]
+
+
+class Tokens:
+    """The same as `tokenize` for the texts of many rows, in flat arrays.
+
+    `start` may run in another thread: a fast tokenizer works outside of Python's lock. Whether control tokens mean
+    themselves is a mode of it: after `control`, and before the first `start`, call `ready`.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
+        self._anchor: list[int] = tokenize_plain(tokenizer, [ANCHOR], False)[0]
+
+    def control(self, text: str) -> list[int]:
+        """Ids of a text of the template, in which control tokens mean themselves."""
+        return tokenize(self.tokenizer, [text], True)[0]
+
+    def ready(self) -> None:
+        """Set the mode for texts of data, in which control tokens are only text."""
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._backend.encode_special_tokens = True
+
+    def start(self, texts: list[str]) -> tuple[list[str], Any]:
+        """Begin with the texts of a block."""
+        if self._backend is None:
+            return texts, None
+        return texts, self._backend.encode_batch_fast([ANCHOR + text for text in texts], add_special_tokens=False)
+
+    def finish(self, started: tuple[list[str], Any]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids of all texts, [texts, 2] start and size of each)."""
+        texts, encodings = started
+        if encodings is None:
+            found, head = tokenize(self.tokenizer, texts, False), 0
+        else:
+            found, head = [encoding.ids for encoding in encodings], len(self._anchor)
+            bad = [at for at, ids in enumerate(found) if ids[:head] != self._anchor]
+            plain = tokenize_plain(self.tokenizer, [texts[at] for at in bad], False)
+            for at, ids in zip(bad, plain, strict=True):
+                found[at] = self._anchor + ids
+        sizes = np.fromiter((len(ids) for ids in found), np.int64, len(found))
+        flat = np.fromiter(chain.from_iterable(found), np.int64, int(sizes.sum()))
+        starts = np.cumsum(sizes) - sizes
+        return flat, np.stack([starts + head, sizes - head], axis=1)
+
+
+def tokenize_plain(tokenizer: Any, texts: Sequence[str], control: bool) -> list[list[int]]:
+    """Ids of each text as the tokenizer gives them, without BOS and EOS."""
+    if not texts:
+        return []
+    options: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False}
+    if not control:
+        options["split_special_tokens"] = True
+    return [list(ids) for ids in tokenizer(list(texts), **options)["input_ids"]]
 
 
 def ids_of(pieces: Sequence[Piece], tokenizer: Any) -> list[int]:
