@@ -12,7 +12,7 @@ from luthier.health.plants.world import World, train
 
 METHODS: Mapping[str, tuple[dict[str, Any], float]] = {
     "lora": ({"name": "lora", "r": 8}, 3e-3),
-    "prefix": ({"name": "prefix", "length": 4}, 1e-2),
+    "prefix": ({"name": "prefix", "length": 4}, 3e-2),
     "bottleneck": ({"name": "bottleneck", "reduction": 4}, 3e-3),
     "full": ({"name": "full"}, 5e-4),
 }
@@ -27,7 +27,7 @@ MORE: Mapping[str, tuple[dict[str, Any], float]] = {
     "last_layers": ({"name": "last_layers", "count": 2}, 1e-3),
 }
 """More methods for the calibration."""
-STEPS = 80
+STEPS = 120
 ROWS = 384
 GENERAL_SHARE = 1
 """One general row for so many rows of the task: without any, every method forgets the little that the base knows."""
