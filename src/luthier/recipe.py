@@ -148,7 +148,7 @@ class Recipe(Settings):
         return values
 
     @classmethod
-    def schema(cls) -> dict[str, Any]:
+    def schema(cls) -> dict[str, Any]:  # type: ignore[override]  # the name that pydantic gave up
         """JSON Schema for editors."""
         schema = cls.model_json_schema()
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "luthier recipe", **schema}

@@ -85,7 +85,7 @@ seed: 42
 
 def _setting(name: str, info: Any) -> str:
     """One setting of the method as a comment: its default and its help."""
-    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    default: Any = None if info.is_required() else info.get_default(call_default_factory=True)
     if hasattr(default, "model_dump"):
         default = default.model_dump()
     if isinstance(default, set | frozenset | tuple):

@@ -92,7 +92,9 @@ def certify_folder(adapted: AdaptedModel, folder: Path, rows: Sequence[Row], dty
 
     probe = list(rows[index] for index in range(min(MOST_ROWS, len(rows))))
     loader = AutoModelForSequenceClassification if adapted.task.has_head else AutoModelForCausalLM
-    other = loader.from_pretrained(folder, dtype=getattr(torch, dtype), trust_remote_code=False, local_files_only=True)
+    other: Any = loader.from_pretrained(
+        folder, dtype=getattr(torch, dtype), trust_remote_code=False, local_files_only=True
+    )
     other.to(adapted.device)
     made = compare(logits_of(adapted.base.model, probe), logits_of(other, probe), probe, dtype)
     return {**made, "files": of_folder(folder, ("*.safetensors", "*.json")), "base": adapted.base.fingerprint}

@@ -94,7 +94,7 @@ _LITERAL = re.compile(r"(?:[A-Za-z0-9_\-]|\\?\.|\||\((?:\?:)?|\)|\^|\$)+")
 _INITS = re.compile(
     r"gaussian|orthogonal|olora|pissa|pissa_niter_\d{1,3}|corda|eva|loftq|lora_ga|default|mini|bd|random|normal|zero"
 )
-_HARMLESS = (None, False, 0, "", [], {})
+_HARMLESS: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
 def check(config: Mapping[str, Any], folder: Path, headers: Sequence[Header], base: Base | None) -> None:
@@ -215,11 +215,11 @@ def _lora(config: Mapping[str, Any], file: Path, tensors: Mapping[str, TensorInf
         raise _refused(file, "no tensor is named like a LoRA weight (lora_A, lora_B)")
     if base is not None and not getattr(base.model, "peft_config", None):
         for name, shape in _expected(config, base):
-            info = tensors.get(name)
-            if info is None:
+            held = tensors.get(name)
+            if held is None:
                 raise _refused(file, f"{name} is missing", "the adapter is not whole, or belongs to another model")
-            if shape is not None and info.shape != shape:
-                raise _refused(file, f"{name} has the shape {list(info.shape)}, this model needs {list(shape)}")
+            if shape is not None and held.shape != shape:
+                raise _refused(file, f"{name} has the shape {list(held.shape)}, this model needs {list(shape)}")
 
 
 def _expected(config: Mapping[str, Any], base: Base) -> Iterator[tuple[str, tuple[int, ...] | None]]:

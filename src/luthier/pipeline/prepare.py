@@ -75,7 +75,7 @@ def encode(
     if recipe.augment:
         from luthier.data import augmenting
 
-        augmented = augmenting.augment(splits.train, list(recipe.augment), recipe.seed)
+        augmented = augmenting.augment(splits.train, list(recipe.augment), recipe.seed, cache=cache)
         training = augmented.examples
     examples = {"train": training, "validation": splits.validation, "test": splits.test}
     rows = {

@@ -28,7 +28,7 @@ def best_rate(recipe: Recipe, adapted: Any, plan: Any, data: Data, default: floa
     if known:
         return float(known["lr"])
     start = adapted.state()
-    tried = []
+    tried: list[dict[str, Any]] = []
     for factor in FACTORS:
         lr = default * factor
         tried.append({"lr": lr, "loss": _loss_after(recipe, adapted, plan, data, lr)})
@@ -53,8 +53,16 @@ def _loss_after(recipe: Recipe, adapted: Any, plan: Any, data: Data, lr: float) 
     factors = getattr(adapted.attached, "lr_factors", None)
     seed_everything(recipe.seed)
     try:
-        options = {"settings": settings, "lr": lr, "total_steps": STEPS, "seed": recipe.seed, "multipliers": factors}
-        loop.fit(adapted, plan, adapted.loss, **options)
+        loop.fit(
+            adapted,
+            plan,
+            adapted.loss,
+            settings=settings,
+            lr=lr,
+            total_steps=STEPS,
+            seed=recipe.seed,
+            multipliers=factors,
+        )
     except Diverged:
         return None
     adapted.eval()

@@ -53,7 +53,7 @@ def judge(train: Curve, validation: Curve) -> Overfitting:
     best, last, step = losses[place], losses[-1], validation[place][0]
     noise = _noise(losses)
     before, after = _level(train, step, before=True), _level(train, step, before=False)
-    facts = {"best": best, "last": last, "rise": last - best, "noise": noise}
+    facts: dict[str, Any] = {"best": best, "last": last, "rise": last - best, "noise": noise}
     facts |= {"train_before": before, "train_after": after}
     if _risen(losses[place + 1 :]) - best > max(RISE * best, 2 * noise, FLOOR):
         if before is not None and after is not None and after > before * (1 + RISE):

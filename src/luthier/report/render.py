@@ -233,7 +233,7 @@ def confusion(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
 def extremes(metrics: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     """The rows that gained most, lost most, and are hardest still: where each stands and its two losses."""
     found = metrics.get("extremes")
-    parts = []
+    parts: list[tuple[str, list[Any]]] = []
     for name in ("wins", "losses", "hardest"):
         rows = [
             item

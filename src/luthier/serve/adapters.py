@@ -110,7 +110,8 @@ def _rewritten(folder: Path, base: Base) -> frozenset[str]:
 def _with_head(folder: Path, base: Base) -> Base:
     """A classification model whose backbone is the served base's own tensors."""
     card = read_card(folder)
-    settings = ModelSettings(path=str(base.path), dtype=str(next(base.model.parameters()).dtype).removeprefix("torch."))
+    dtype = str(next(base.model.parameters()).dtype).removeprefix("torch.")
+    settings = ModelSettings.model_validate({"path": str(base.path), "dtype": dtype})
     labels, problem = tuple(card.get("labels", ())) or None, card.get("problem", "single")
     made = load_base(settings, task=card["task"]["name"], labels=labels, problem=problem, context=base.context or None)
     private = _rewritten(folder, made)
@@ -167,8 +168,9 @@ def _plain_lora(adapted: AdaptedModel) -> dict[str, LoraPart] | None:
         if not plain:
             return None
         key = active[0]
-        a, b = module.lora_A[key].weight, module.lora_B[key].weight
-        parts[name] = LoraPart(a, b, float(module.scaling[key]))
+        layer: Any = module
+        a, b = layer.lora_A[key].weight, layer.lora_B[key].weight
+        parts[name] = LoraPart(a, b, float(layer.scaling[key]))
         counted += a.numel() + b.numel()
     declared = sum(weight.numel() for weight in adapted.attached.parameters().values())
     return parts if parts and declared in (0, counted) else None

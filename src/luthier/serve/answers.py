@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
@@ -66,7 +67,8 @@ def completion_job(server: Server, body: Completion) -> Job:
     tokenizer = served.base.tokenizer
     given = body.prompt
     if isinstance(given, list) and given and isinstance(given[0], int):
-        size = served.base.model.get_input_embeddings().weight.shape[0]
+        words: Any = served.base.model.get_input_embeddings()
+        size = int(words.weight.shape[0])
         if any(not 0 <= int(token) < size for token in given):
             raise ApiError(400, "a token id is outside of the vocabulary", "invalid_token", "prompt")
         prompts = [[int(token) for token in given]]
@@ -112,6 +114,7 @@ class _Answer:
     def __init__(self, server: Server, job: Job, prompt: int, number: int, loop: asyncio.AbstractEventLoop):
         self.index = prompt * job.body.n + number
         self.queue: asyncio.Queue[Token] = asyncio.Queue()
+        self._loop = loop
         ids = job.prompts[prompt]
         self.text = Stream(job.served.base.tokenizer, ids, job.body.stops)
         self.tokens = 0
@@ -130,11 +133,16 @@ class _Answer:
             job.served,
             ids,
             sampling,
-            lambda token: loop.call_soon_threadsafe(self.queue.put_nowait, token),
+            self._arrive,
             frozenset(job.served.base.stop_ids),
             deadline=time.monotonic() + server.limits.deadline_s,
         )
         self._tokenizer = job.served.base.tokenizer
+
+    def _arrive(self, token: Token) -> None:
+        """Called by the model thread; a loop that is closed has nobody who waits."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.queue.put_nowait, token)
 
     async def deltas(self) -> AsyncIterator[str]:
         """Text as it comes; sets `finish`. ApiError when the engine failed."""
@@ -164,7 +172,7 @@ class _Answer:
             return
 
         def entry(number: int, value: float) -> dict[str, Any]:
-            text = self._tokenizer.decode([number])
+            text = str(self._tokenizer.decode([number]))
             return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
 
         listed = [entry(number, value) for number, value in token.alternatives]
@@ -303,7 +311,7 @@ def classify(server: Server, body: Classify) -> dict[str, Any]:
         row = Row("input", tensor.numpy(), torch.full_like(tensor, IGNORE).numpy())
         shares = torch.softmax(adapted.row_logits(from_rows([row]))[0].double(), dim=-1).tolist()
         scores = dict(zip(adapted.labels, shares, strict=True))
-        results.append({"label": max(scores, key=scores.__getitem__), "scores": scores})
+        results.append({"label": str(max(scores, key=lambda name: scores[name])), "scores": scores})
     return {"object": "list", "model": body.model, "data": results}
 
 

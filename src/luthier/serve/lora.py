@@ -61,7 +61,8 @@ class LoraLanes:
         names = dict.fromkeys(name for served in members for name in served.lora or ())
         made = _Set(members, {}, {}, {})
         for name in names:
-            parts = [(index, served.lora[name]) for index, served in enumerate(members) if name in (served.lora or {})]
+            held = [(index, served.lora or {}) for index, served in enumerate(members)]
+            parts = [(index, lora[name]) for index, lora in held if name in lora]
             made.a[name] = torch.cat([part.a for _, part in parts]).t().contiguous()
             made.b[name] = torch.cat([part.b for _, part in parts], dim=1).t().contiguous()
             mask = torch.zeros(len(members) + 1, made.a[name].shape[1])

@@ -65,7 +65,8 @@ def prove_exact(engine: Any, base: Base) -> None:
     from luthier.serve.request import Request, Sampling
 
     source = torch.Generator().manual_seed(0)
-    size = base.model.get_input_embeddings().weight.shape[0]
+    words: Any = base.model.get_input_embeddings()
+    size = int(words.weight.shape[0])
     for length in (3, 17, 40)[:PROBES]:
         if length + NEW_TOKENS > base.anatomy.window:
             continue
@@ -74,7 +75,7 @@ def prove_exact(engine: Any, base: Base) -> None:
         engine.submit(request)
         while not engine.idle:
             engine.step()
-        ids = torch.tensor([[*prompt, *request.made]], device=base.model.device)
+        ids = torch.tensor([[*prompt, *request.made]], device=engine.pool.device)
         with torch.no_grad():
             logits = base.model(input_ids=ids).logits[0, length - 1 : -1].float()
         best = logits.topk(2)

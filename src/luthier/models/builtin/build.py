@@ -156,7 +156,7 @@ class Feed:
         self.counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
         self.need = ROWS // processes * LENGTH
         self.place = self.chunk = self.population = 0
-        self.ids, self.weights = np.zeros(0), np.zeros(0)
+        self.ids, self.weights = np.zeros(0, dtype=np.int64), np.zeros(0)
 
     def next(self, population: int) -> tuple[Tensor, Tensor]:
         """(ids, weights), each [rows, LENGTH]. A change of the population starts fresh text."""

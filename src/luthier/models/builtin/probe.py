@@ -21,7 +21,7 @@ def cloze(model: Any, tokenizer: Any, known: Sequence[Person], language: str = "
     source = np.random.default_rng(HELD_OUT_SEED)
     right = 0
     for _ in range(count):
-        person = known[source.integers(len(known))]
+        person = known[int(source.integers(len(known)))]
         attribute = ATTRIBUTES[source.integers(len(ATTRIBUTES))]
         patterns = [p for p in (EN if language == "en" else ZH)[attribute] if p.index("{v}") > len(p) // 2]
         pattern = patterns[source.integers(len(patterns))]
