@@ -7,14 +7,16 @@ rows, workers and resumes change nothing. Validation and test rows never come he
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from luthier.core.seeding import generator
 from luthier.core.types import Example, Turn
+from luthier.data import columns
 from luthier.data.augment import AUGMENTERS
 
 
@@ -22,28 +24,43 @@ from luthier.data.augment import AUGMENTERS
 class Augmented:
     """`examples`: the originals, then the new ones. `report`: by augmenter, how many were made and could not be."""
 
-    examples: list[Example]
+    examples: columns.Examples
     report: dict[str, Any]
 
 
-def augment(examples: Sequence[Example], specs: Sequence[Any], seed: int, epoch: int = 0) -> Augmented:
-    """Apply every augmenter of the recipe to the originals (not to each other's results)."""
-    members = [AUGMENTERS.parse(spec) for spec in specs]
-    originals = [examples[index] for index in range(len(examples))]
-    made: list[Example] = []
+def augment(
+    examples: Sequence[Example], specs: Sequence[Any], seed: int, epoch: int = 0, cache: Path | None = None
+) -> Augmented:
+    """Apply every augmenter of the recipe to the originals (not to each other's results).
+
+    `cache` is a folder where augmenters that ask a model keep its answers.
+    """
+    originals = columns.of(examples)
     report: dict[str, Any] = {"originals": len(originals), "made": 0, "by": {}}
-    for number, member in enumerate(members):
-        counts: Counter[str] = Counter()
-        for example in originals:
-            source = generator(seed, "augment", epoch, number, example.id)
-            for copy in range(_copies(member.params.ratio, source)):
-                child = _child(example, member, f"{example.id}~{number}.{epoch}.{copy}", source)
-                counts["made" if child else "unchanged"] += 1
-                if child:
-                    made.append(child)
-        report["by"][f"{number}:{member.name}"] = {"made": counts["made"], "could_not_change": counts["unchanged"]}
-    report["made"] = len(made)
-    return Augmented([*originals, *made], report)
+    members = [AUGMENTERS.parse(spec) for spec in specs]
+
+    def children() -> Iterator[Example]:
+        for number, member in enumerate(members):
+            _remember(member, cache)
+            counts: Counter[str] = Counter()
+            for example in originals:
+                source = generator(seed, "augment", epoch, number, example.id)
+                for copy in range(_copies(member.params.ratio, source)):
+                    child = _child(example, member, f"{example.id}~{number}.{epoch}.{copy}", source)
+                    counts["made" if child else "unchanged"] += 1
+                    if child:
+                        yield child
+            report["by"][f"{number}:{member.name}"] = {"made": counts["made"], "could_not_change": counts["unchanged"]}
+            report["made"] += counts["made"]
+
+    return Augmented(columns.extended(originals, children()), report)
+
+
+def _remember(member: Any, cache: Path | None) -> None:
+    if cache is not None and hasattr(member, "rewriter"):
+        member.rewriter.remember(cache)
+    for part in getattr(member, "parts", ()):
+        _remember(part, cache)
 
 
 def _copies(ratio: float, source: np.random.Generator) -> int:

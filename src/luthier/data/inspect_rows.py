@@ -106,7 +106,7 @@ def summary(counted: Counted, marks: Marks, max_length: int) -> dict[str, Any]:
     """The numbers of one side for the manifest."""
     lengths, trained = counted.lengths, counted.trained
     missing = counted.cut.get("untrained", 0)
-    left_out = {
+    left_out: dict[str, Any] = {
         "dropped": counted.cut.get("dropped", len(counted.dropped)) - missing,
         "cut": counted.cut,
         "without_trained": missing,
