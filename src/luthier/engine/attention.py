@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ class Segments:
     bounds: tuple[int, ...]
     groups: tuple[tuple[int, tuple[int, ...]], ...]
     """(length, indices of the segments of that length)."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each segment."""
+        return [stop - start for start, stop in pairwise(self.bounds)]
 
     @classmethod
     def of(cls, bounds: Sequence[int]) -> Segments:
@@ -56,9 +62,10 @@ def segment_attention(
     """
     parts: list[Tensor] = []
     order: list[int] = []
+    # split, not one slice a segment: the backward of a split is one `cat`, that of a slice a tensor of zeros each
+    pieces = [tensor.split(segments.lengths, dim=1) for tensor in (query, key, value)]
     for length, members in segments.groups:
-        rows = [slice(segments.bounds[index], segments.bounds[index + 1]) for index in members]
-        q, k, v = (torch.stack([tensor[:, row] for row in rows]) for tensor in (query, key, value))
+        q, k, v = (torch.stack([piece[index] for index in members]) for piece in pieces)
         ahead = 0
         if prefix is not None:
             k, v = (_with_prefix(part, extra, members) for part, extra in zip((k, v), prefix, strict=True))

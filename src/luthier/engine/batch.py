@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -114,7 +115,7 @@ def split_rows(batch: Batch, parts: int) -> list[Batch]:
     if parts <= 1 or count <= 1:
         return [batch]
     edges = sorted({round(index * count / parts) for index in range(parts + 1)})
-    return [_rows_between(batch, start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [_rows_between(batch, start, stop) for start, stop in pairwise(edges)]
 
 
 def _rows_between(batch: Batch, start: int, stop: int) -> Batch:

@@ -143,14 +143,13 @@ def logits(base: Base, states: Tensor) -> Tensor:
 
 def token_nll(base: Base, states: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
     """[N] float32 negative log-likelihoods; IGNORE targets cost nothing and give 0. Differentiable."""
-    losses, _ = token_scores(base, states, targets, label_smoothing, z_loss)
-    return losses
+    return token_scores(base, states, targets, label_smoothing, z_loss, hits=False)[0]
 
 
 def token_scores(
-    base: Base, states: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
+    base: Base, states: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0, hits: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """([N] losses, [N] bool: the most likely token is the target; False where nothing is supervised)."""
+    """([N] losses, [N] bool: the most likely token is the target; False where nothing is supervised or asked)."""
     keep = (targets != IGNORE).nonzero().flatten()
     losses = torch.zeros(len(targets), dtype=torch.float32, device=states.device)
     right = torch.zeros(len(targets), dtype=torch.bool, device=states.device)
@@ -167,6 +166,7 @@ def token_scores(
         softcap=base.anatomy.logit_softcap,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        hits=hits,
     )
     return losses.index_copy(0, keep, made), right.index_copy(0, keep, hit)
 
