@@ -1,7 +1,7 @@
 """Faults are tried on one thread, so that sums are the same everywhere and children can be forked.
 
 Folders lie in memory where the machine offers it: thousands of fsyncs are not what is tested here (what a disk
-forgets is simulated in test_power.py).
+forgets is simulated in power.py). At the end the matrix is printed: fault → result.
 """
 
 import os
@@ -9,9 +9,19 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import matrix
 import pytest
 import torch
 from toy_run import in_child, outcome, train, wait
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm():
+    """What torch imports at the first optimizer is imported once here, not in each forked child."""
+    torch.set_num_threads(1)
+    folder = quick_folder()
+    train(folder)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +64,23 @@ def undisturbed():
         return found[key]
 
     return of
+
+
+@pytest.fixture
+def figure(request):
+    """`figure(done, of)`: the number of a test for the printed table; fails unless all are done."""
+
+    def tell(done, of):
+        request.node.user_properties.append(("figure", f"{done}/{of}"))
+        assert done == of
+
+    return tell
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
+    lines = matrix.table([report for report in reports if "tests/faults/" in report.nodeid])
+    if lines:
+        terminalreporter.section("fault matrix")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -68,7 +68,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_A1_one_broken_line_of_ten_thousand_is_named(tmp_path, kind):
+def test_fault_A1_one_broken_line_of_ten_thousand_is_named(tmp_path, kind):
     lines = [json.dumps(GOOD[n % 40] | {"input": f"row {n}"}) for n in range(10_000)]
     bad = 7_321
     lines[bad] = DAMAGE[kind](json.dumps(GOOD[0]))
@@ -84,7 +84,7 @@ def test_A1_one_broken_line_of_ten_thousand_is_named(tmp_path, kind):
     assert kept.report.read == 10_000
 
 
-def test_A1_column_and_byte_are_told(tmp_path):
+def test_fault_A1_column_and_byte_are_told(tmp_path):
     path = tmp_path / "rows.jsonl"
     first = json.dumps(GOOD[0]) + "\n"
     path.write_bytes(first.encode() + '{"instruction": "é", "output" 3}\n'.encode())
@@ -97,7 +97,7 @@ def test_A1_column_and_byte_are_told(tmp_path):
     ("damage", "line"),
     [("[{}, {},", 2), ('[{"a": 1}\n{"a": 2}]', 2), ('[{"a": 1},]', 1), ('[\n{"a": 1}\n] x', 3), ('[{"a": NaN}]', 1)],
 )
-def test_A1_broken_json_documents_name_the_line(tmp_path, damage, line):
+def test_fault_A1_broken_json_documents_name_the_line(tmp_path, damage, line):
     path = tmp_path / "rows.json"
     path.write_text(damage)
     places = [problem.where for problem in refused(path).problems]
@@ -125,7 +125,7 @@ LINE = json.dumps({"instruction": "Say café", "output": "ligne une"}, ensure_as
     ],
 )
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
-def test_A2_encodings_are_decoded_or_refused_with_the_byte(tmp_path, name, data, rows, kind):
+def test_fault_A2_encodings_are_decoded_or_refused_with_the_byte(tmp_path, name, data, rows, kind):
     path = tmp_path / f"rows.{kind}"
     if kind == "json":
         data = data.replace(b"\r\n", b"\n")
@@ -144,7 +144,7 @@ def test_A2_encodings_are_decoded_or_refused_with_the_byte(tmp_path, name, data,
         assert len(found[0].reference) == len("ligne une deux")
 
 
-def test_A2_another_encoding_only_when_named(tmp_path):
+def test_fault_A2_another_encoding_only_when_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"instruction": "你好吗", "output": "很好"}\n'.encode("gb18030") * 30)
     assert "byte" in str(refused(path))
@@ -159,7 +159,7 @@ def test_A2_another_encoding_only_when_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.txt", "rows.tsv"])
 @pytest.mark.parametrize("text", ["", "\n \n", "[]", "text,label\n"])
-def test_A3_nothing_to_read_is_an_error(tmp_path, name, text):
+def test_fault_A3_nothing_to_read_is_an_error(tmp_path, name, text):
     path = tmp_path / name
     if (text == "[]") != name.endswith(".json") or (text.startswith("text") and not name.endswith("csv")):
         pytest.skip("not an empty file of this kind")
@@ -182,7 +182,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("kind", FIELDS)
-def test_A4_missing_or_mistyped_fields_name_row_field_and_fix(tmp_path, kind):
+def test_fault_A4_missing_or_mistyped_fields_name_row_field_and_fix(tmp_path, kind):
     row, expected = FIELDS[kind]
     path = write(tmp_path / "rows.jsonl", [*GOOD, row])
     (problem,) = refused(path).problems
@@ -191,14 +191,14 @@ def test_A4_missing_or_mistyped_fields_name_row_field_and_fix(tmp_path, kind):
     assert problem.remedy
 
 
-def test_A6_a_row_of_ten_million_characters_is_read_in_bounded_memory(tmp_path):
+def test_fault_A6_a_row_of_ten_million_characters_is_read_in_bounded_memory(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"instruction": "a", "output": "x" * 10_000_000}) + "\n")
     peak, _ = measured(f"load.load(DataSettings(train={str(path)!r}), 'instruct')")
     assert peak < 300
 
 
-def test_A6_a_row_without_end_is_refused(tmp_path):
+def test_fault_A6_a_row_without_end_is_refused(tmp_path):
     for name, head in (
         ("rows.jsonl", '{"a": "'),
         ("rows.json", '[{"a": "'),
@@ -212,7 +212,7 @@ def test_A6_a_row_without_end_is_refused(tmp_path):
         assert peak < 300, name
 
 
-def test_A7_overlap_with_given_files_finds_37_of_37(tmp_path):
+def test_fault_A7_overlap_with_given_files_finds_37_of_37(tmp_path):
     rng = random.Random(3)
     words = [f"word{n}" for n in range(3000)]
     rows = [
@@ -263,7 +263,7 @@ def archives(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in files}
 
 
-def test_A8_archives_cut_or_hostile_are_refused_in_bounded_memory(tmp_path):
+def test_fault_A8_archives_cut_or_hostile_are_refused_in_bounded_memory(tmp_path):
     inside = tmp_path / "inside"
     inside.mkdir()
     for name, path in archives(inside).items():
@@ -303,7 +303,7 @@ def test_deep_nesting_and_huge_numbers_are_refused(tmp_path):
 # --- the founding documents' traps ---------------------------------------------------------------------------
 
 
-def test_D1_instruction_json_as_list_object_lines_table_and_parquet(tmp_path):
+def test_trap_D1_instruction_json_as_list_object_lines_table_and_parquet(tmp_path):
     rows = [{"instruction": f"q{n}", "input": "", "output": f"a{n}"} for n in range(12)]
     header = "instruction,input,output\n"
     (tmp_path / "a.json").write_text(json.dumps(rows))
@@ -323,7 +323,7 @@ def test_D1_instruction_json_as_list_object_lines_table_and_parquet(tmp_path):
     assert "did you mean" in str(refused(tmp_path / "a.jsn"))
 
 
-def test_D2_null_never_becomes_the_text_None_and_every_repair_is_told(tmp_path):
+def test_trap_D2_null_never_becomes_the_text_None_and_every_repair_is_told(tmp_path):
     rows = [*GOOD, {"instruction": 7, "input": None, "output": "seven"}]
     path = write(tmp_path / "rows.json", rows, "json")
     found = loaded(path)
@@ -337,7 +337,7 @@ def test_D2_null_never_becomes_the_text_None_and_every_repair_is_told(tmp_path):
     assert all(item["where"].startswith(str(path)) for item in found.report.repaired)
 
 
-def test_D3_text_and_label_rows_become_labelled_examples(tmp_path):
+def test_trap_D3_text_and_label_rows_become_labelled_examples(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"text": f"t{n}", "label": n % 2} for n in range(40)])
     found = loaded(path, "classify").examples
     assert {row.label for row in found} == {"0", "1"}
@@ -346,18 +346,18 @@ def test_D3_text_and_label_rows_become_labelled_examples(tmp_path):
     assert asked[1].reference == "1"
 
 
-def test_D4_question_answer(tmp_path):
+def test_trap_D4_question_answer(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"question": "q", "answer": "a", "context": "c"}])
     (row,) = loaded(path).examples
     assert (row.turns[0].text, row.turns[0].context, row.reference) == ("q", "c", "a")
 
 
-def test_D5_prompt_response(tmp_path):
+def test_trap_D5_prompt_response(tmp_path):
     (row,) = loaded(write(tmp_path / "rows.jsonl", [{"prompt": "p", "response": "r"}])).examples
     assert (row.turns[0].text, row.reference) == ("p", "r")
 
 
-def test_D6_a_saved_dataset_loads_offline_with_its_splits_and_class_names(tmp_path):
+def test_trap_D6_a_saved_dataset_loads_offline_with_its_splits_and_class_names(tmp_path):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
@@ -376,7 +376,7 @@ def test_D6_a_saved_dataset_loads_offline_with_its_splits_and_class_names(tmp_pa
     assert sides.report["rows"] == {"train": 27, "validation": 3, "test": 30}
 
 
-def test_D14_the_split_is_seeded_keeps_groups_and_does_not_follow_the_file(tmp_path):
+def test_trap_D14_the_split_is_seeded_keeps_groups_and_does_not_follow_the_file(tmp_path):
     rows = [{"instruction": f"Question {n} about topic {n * 7}?", "output": f"Answer {n}."} for n in range(100)]
     first = loaded(write(tmp_path / "a.jsonl", rows))
     second = loaded(write(tmp_path / "b.jsonl", rows[::-1]))
@@ -389,7 +389,7 @@ def test_D14_the_split_is_seeded_keeps_groups_and_does_not_follow_the_file(tmp_p
     assert len(set(one.ids()["train"]) | set(one.ids()["validation"]) | set(one.ids()["test"])) == 100
 
 
-def test_D15_validation_is_carved_from_train_and_a_given_test_is_left_alone(tmp_path):
+def test_trap_D15_validation_is_carved_from_train_and_a_given_test_is_left_alone(tmp_path):
     words = np.random.default_rng(0).permutation(4000).astype(str).tolist()
     rows = [{"text": " ".join(words[n * 10 : n * 10 + 10]), "label": "ab"[n % 2]} for n in range(120)]
     write(tmp_path / "train.jsonl", rows[:100])
@@ -405,7 +405,7 @@ def test_D15_validation_is_carved_from_train_and_a_given_test_is_left_alone(tmp_
         assert {row.source.file for row in sides.validation} == {str(tmp_path / "train.jsonl")}
 
 
-def test_D18_what_is_no_text_is_refused_and_not_trained_as_empty(tmp_path):
+def test_trap_D18_what_is_no_text_is_refused_and_not_trained_as_empty(tmp_path):
     path = write(tmp_path / "rows.jsonl", [*GOOD, {"instruction": "a", "output": {"text": "b"}}])
     assert "output" in str(refused(path))
     found = loaded(path, on_error="skip")
@@ -429,7 +429,7 @@ def test_values_that_only_parquet_can_hold_are_refused_or_kept(tmp_path):
                 assert column in str(refused(path, "classify"))
 
 
-def test_A5_rows_without_trained_tokens_are_fatal_above_the_threshold(tmp_path):
+def test_fault_A5_rows_without_trained_tokens_are_fatal_above_the_threshold(tmp_path):
     from luthier.data import inspect_rows
 
     marks = inspect_rows.Marks(frozenset({2}), 1, 1)

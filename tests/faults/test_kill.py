@@ -72,13 +72,13 @@ def train_and_die(folder, kind, at, **options):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_e1_killed_at_a_random_instant(tmp_path, undisturbed, seed):
+def test_fault_E1_killed_at_a_random_instant(tmp_path, undisturbed, seed):
     kill_at_random(tmp_path, KINDS[seed // 2 % 2], seed, undisturbed)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS)
-def test_e1_soak_100_kills_each(tmp_path, undisturbed, kind):
+def test_fault_E1_campaign_100_kills_each(tmp_path, undisturbed, kind):
     for seed in range(100, 200):
         folder = tmp_path / str(seed)
         folder.mkdir()
@@ -94,7 +94,7 @@ def at_each_boundary(tmp_path, undisturbed, numbers):
         assert outcome(folder) == undisturbed("direct"), f"boundary {number}"
 
 
-def test_e2_killed_at_the_boundaries_of_saving(tmp_path, undisturbed):
+def test_fault_E2_killed_at_the_boundaries_of_saving(tmp_path, undisturbed):
     (tmp_path / "count").mkdir()
     total = boundaries_of(tmp_path / "count")
     assert total > 40
@@ -102,12 +102,12 @@ def test_e2_killed_at_the_boundaries_of_saving(tmp_path, undisturbed):
 
 
 @pytest.mark.soak
-def test_e2_soak_every_boundary(tmp_path, undisturbed):
+def test_fault_E2_campaign_every_boundary(tmp_path, undisturbed):
     (tmp_path / "count").mkdir()
     at_each_boundary(tmp_path, undisturbed, range(1, boundaries_of(tmp_path / "count") + 1))
 
 
-def test_e8_a_resave_never_leaves_less_than_one_checkpoint(tmp_path, monkeypatch):
+def test_fault_E8_a_resave_never_leaves_less_than_one_checkpoint(tmp_path, monkeypatch):
     """Killed between moving the old folder aside and putting the new one there, without renameat2."""
     import torch
 
@@ -147,12 +147,12 @@ def signalled(folder, number, seed, undisturbed, kind="direct"):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("seed", range(2))
-def test_e10_a_signal_at_a_random_instant(tmp_path, undisturbed, number, seed):
+def test_fault_E10_a_signal_at_a_random_instant(tmp_path, undisturbed, number, seed):
     signalled(tmp_path, number, seed, undisturbed)
 
 
 @pytest.mark.soak
-def test_e10_soak_50_signals(tmp_path, undisturbed):
+def test_fault_E10_campaign_50_signals(tmp_path, undisturbed):
     for seed in range(50):
         folder = tmp_path / str(seed)
         folder.mkdir()
@@ -166,7 +166,7 @@ def at_step(step, act):
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 12])
-def test_e10_a_signal_right_after_a_step_saves_there(tmp_path, undisturbed, step):
+def test_fault_E10_a_signal_right_after_a_step_saves_there(tmp_path, undisturbed, step):
     listen = at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert wait(in_child(lambda: train(tmp_path, listen=listen))) == 3
     found, problems = Checkpoints(tmp_path / "checkpoints").latest()
@@ -177,7 +177,7 @@ def test_e10_a_signal_right_after_a_step_saves_there(tmp_path, undisturbed, step
     assert outcome(tmp_path) == undisturbed()
 
 
-def test_e10_a_signal_inside_the_accumulation_drops_it(tmp_path, undisturbed):
+def test_fault_E10_a_signal_inside_the_accumulation_drops_it(tmp_path, undisturbed):
     def work():
         from toy_run import Toy
 
@@ -199,7 +199,7 @@ def test_e10_a_signal_inside_the_accumulation_drops_it(tmp_path, undisturbed):
     assert outcome(tmp_path) == undisturbed()
 
 
-def test_e10_the_second_signal_ends_at_once(tmp_path, undisturbed):
+def test_fault_E10_the_second_signal_ends_at_once(tmp_path, undisturbed):
     def twice():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -211,7 +211,7 @@ def test_e10_the_second_signal_ends_at_once(tmp_path, undisturbed):
     assert outcome(tmp_path) == undisturbed()
 
 
-def test_e12_a_folder_is_absent_or_whole(tmp_path):
+def test_fault_E12_a_folder_is_absent_or_whole(tmp_path):
     """Killed at every boundary of publishing: nothing, the old, or the new folder, never half of one."""
     for number in range(1, 9):
         target = tmp_path / str(number) / "adapter"

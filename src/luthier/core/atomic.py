@@ -30,11 +30,19 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents, durably: their names are on disk before anything inside is."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in reversed(missing):
+        fsync_folder(place.parent)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Atomically replace `path` by `data`."""
     staged = path.with_name(f"{STAGING_PREFIX}{os.getpid()}-{path.name}")
     with told_as_resource(path, len(data)):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             with open(staged, "wb") as handle:
                 handle.write(data)
@@ -80,7 +88,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _staged(target: Path, staged: Path) -> Iterator[None]:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     remove_staging(target)
     staged.mkdir()
     try:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from luthier.core.atomic import fsync_folder
 from luthier.core.resources import told_as_resource
 
 Listener = Callable[[dict[str, Any]], None]
@@ -44,6 +45,7 @@ class JsonLines:
         with told_as_resource(path):
             self._handle = open(path, "ab", buffering=0)  # noqa: SIM115
         self._began = self._handle.tell()
+        self._named = False
 
     def __call__(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, ensure_ascii=False, default=str)
@@ -64,8 +66,11 @@ class JsonLines:
         self._handle.seek(offset)
 
     def sync(self) -> None:
-        """Make what was written durable: a checkpoint that names an offset must find it after a power cut."""
+        """Make what was written durable, the name too: a checkpoint's offset must be found after a power cut."""
         os.fsync(self._handle.fileno())
+        if not self._named:
+            fsync_folder(self.path.parent)
+            self._named = True
 
     def restart(self) -> None:
         """Forget what earlier processes wrote into the file, keep what this one said."""

@@ -108,6 +108,7 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
         max_disk=recipe.train.max_disk,
         fingerprints={"recipe": recipe.fingerprint(), "base": adapted.base.fingerprint, "data": data.sources},
         logs={"events": log, "rows": rows_log},
+        background=True,
     )
 
     def validate() -> Mapping[str, float]:

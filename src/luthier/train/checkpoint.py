@@ -123,7 +123,7 @@ class Checkpoints:
     def _write(self, step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: str) -> None:
         size = bytes_of(weights) + bytes_of(optimizer) + len(state)
         with told_as_resource(self.folder, size):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(self.folder)
             self._clean()
             self._make_room(step, size)
             _refuse_not_finite(step, {**weights, **optimizer})
