@@ -124,9 +124,13 @@ def tokenize_plain(tokenizer: Any, texts: Sequence[str], control: bool) -> list[
 
 
 def ids_of(pieces: Sequence[Piece], tokenizer: Any) -> list[int]:
-    """Ids of prompt pieces, in order, with BOS."""
+    """Ids of prompt pieces, in order, with BOS; earlier answers end with the stop token that was trained."""
     ids = begins_with_bos(tokenizer)
     for piece in pieces:
+        if piece.stop:
+            stop = tokenizer.eos_token_id
+            ids.append(int(tokenizer.sep_token_id if stop is None else stop))
+            continue
         made = tokenize(tokenizer, [piece.text], piece.control)[0]
         ids += made[1:] if ids and made[:1] == ids[:1] and len(ids) == 1 and piece.control else made
     return ids
