@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.context.plan import named, same_plan
+from luthier.context.proof import positions_of
 from luthier.core import atomic
 from luthier.core.errors import ModelError
 from luthier.core.rundir import RunDir
@@ -170,6 +172,7 @@ class AdaptedModel:
             "max_length": self.max_length,
             "base": {"path": str(self.base.path), "fingerprint": self.base.fingerprint},
             "context": self.base.context,
+            "positions": positions_of(self.base.model),
             "stop_ids": list(self.base.stop_ids),
             "virtual_tokens": self.attached.virtual_tokens,
         }
@@ -226,6 +229,7 @@ def load_onto(source: str | Path | RunDir, base: Base, *, trainable: bool = Fals
     folder = adapter_folder(source)
     card = read_card(folder)
     _refuse_other_base(card, base, folder)
+    _refuse_other_window(card, base, folder)
     task = TASKS.parse(card.get("task", "instruct"))
     attached, spec = _reload(card, folder, base, trainable)
     template = TEMPLATES.parse(card["template"]) if "template" in card else _default_template(base, task)
@@ -278,6 +282,23 @@ def _refuse_other_base(card: Mapping[str, Any], base: Base, folder: Path) -> Non
                 where=str(folder),
                 remedy=f"load it on {card['base'].get('path')}",
             )
+
+
+def _refuse_other_window(card: Mapping[str, Any], base: Base, folder: Path) -> None:
+    """The plan and the frequencies must be those of the training; an adapter without a plan knows no extension."""
+    if not same_plan(card.get("context"), base.context):
+        raise ModelError(
+            f"this adapter was trained with {named(card.get('context'))}, the base is built with {named(base.context)}",
+            where=str(folder),
+            remedy="load it through its run or luthier.json, which hold the plan",
+        )
+    wanted = card.get("positions")
+    if wanted and wanted != positions_of(base.model):
+        raise ModelError(
+            f"positions mean something else to {base.path} than to the base of the training",
+            where=str(folder),
+            remedy="restore rope_parameters and max_position_embeddings in the base's config.json",
+        )
 
 
 def _reload(card: Mapping[str, Any], folder: Path, base: Base, trainable: bool) -> tuple[Attached, dict[str, Any]]:

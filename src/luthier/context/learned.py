@@ -44,6 +44,7 @@ class Learned:
             "factor": factor,
             "resize": resize,
             "frequencies": of_value(resize),
+            "inside": "changed" if self.params.how == "interpolate" else "equal",
             "warnings": [],
             "config": {LEARNED[window.model_type]: self.params.length + RESERVED_ROWS.get(window.model_type, 0)},
         }

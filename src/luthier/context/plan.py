@@ -1,7 +1,10 @@
 """What a window extension is before it is applied: a plan that is pure data.
 
     {"method": "yarn", "family": "rope", "from": 512, "to": 2048, "factor": 4.0,
-     "config": {changed config keys}, "resize": None, "frequencies": sha256, "warnings": […]}
+     "config": {changed config keys}, "resize": None, "frequencies": sha256, "inside": "changed", "warnings": […]}
+
+`inside` is what becomes of the old window: "equal" where the method leaves it as it was, to the bit; `context.proof`
+holds the built model to it.
 
 The model is *built* with the changed config: editing `config.rope_parameters` after loading changes nothing
 in transformers 5.23, and `rope_scaling` alone drops `rope_theta`. The plan is stored with the adapter, and an
@@ -121,6 +124,7 @@ def rope_plan(
         "config": {"rope_parameters": rope, "max_position_embeddings": shown},
         "resize": None,
         "frequencies": of_value([rope, window.dim]),
+        "inside": "equal" if keep_length else "changed",
         "warnings": list(warnings),
     }
 
@@ -128,6 +132,20 @@ def rope_plan(
 def _partial(window: Window) -> dict[str, Any]:
     share = (window.rope or {}).get("partial_rotary_factor")
     return {} if share is None else {"partial_rotary_factor": share}
+
+
+SAME = ("method", "family", "from", "to", "config", "resize", "frequencies")
+"""What two plans must share to be the same window."""
+
+
+def same_plan(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether an adapter trained under one plan may go on a base built with the other."""
+    return [(one or {}).get(key) for key in SAME] == [(other or {}).get(key) for key in SAME]
+
+
+def named(plan: Mapping[str, Any] | None) -> str:
+    """`yarn 512 → 2048`, or `no extension`."""
+    return f"{plan['method']} {plan['from']} → {plan['to']}" if plan else "no extension"
 
 
 def fitting_beta_fast(window: Window) -> float:

@@ -42,5 +42,6 @@ class Sinusoidal:
             "config": {"max_position_embeddings": self.params.length},
             "resize": None,
             "frequencies": "",
+            "inside": "equal",
             "warnings": ["positions beyond the old window were never trained"],
         }

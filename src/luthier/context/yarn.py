@@ -1,4 +1,4 @@
-"""YaRN: interpolation by parts of the spectrum, and a temperature on the attention (Peng et al. 2023, arXiv:2309.00071).
+"""YaRN: interpolation by parts of the spectrum, and a temperature on the attention (Peng et al. 2023, 2309.00071).
 
 cos and sin are multiplied by 0.1·ln s + 1. `beta_fast` is fitted to small windows (see `fitting_beta_fast`).
 """

@@ -45,6 +45,16 @@ def longer_table(table: Tensor, reserved: int, length: int, how: str, seed: int)
     return torch.cat([head, body, fresh.to(table.dtype)])
 
 
+def _keep_promise(old: Tensor, new: Tensor, reserved: int, how: str) -> None:
+    """tile and random leave every old row as it was; interpolate keeps both ends and repeats no row."""
+    if how == "interpolate":
+        kept = torch.allclose(new[[reserved, -1]], old[[reserved, -1]], atol=1e-5, rtol=1e-3)
+    else:
+        kept = torch.equal(new[: len(old)], old)
+    if not kept:
+        raise ModelError(f"{how} changed position rows that it promised to keep", where="context")
+
+
 def resize_positions(model: nn.Module, plan: Mapping[str, Any], seed: int = 0) -> None:
     """Replace the table in place and set the config's length and the index buffers that hang on it."""
     config: Any = model.config
@@ -52,6 +62,7 @@ def resize_positions(model: nn.Module, plan: Mapping[str, Any], seed: int = 0) -
     reserved = RESERVED.get(config.model_type, 0)
     resize = plan["resize"]
     weight = longer_table(old.weight.data, reserved, int(resize["length"]), str(resize["how"]), seed)
+    _keep_promise(old.weight.data, weight, reserved, str(resize["how"]))
     old.weight = nn.Parameter(weight, requires_grad=old.weight.requires_grad)
     old.num_embeddings = len(weight)
     for key, value in plan["config"].items():

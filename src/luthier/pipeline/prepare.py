@@ -114,19 +114,27 @@ def _refuse_empty(rows: Mapping[str, Sequence[Row]], problems: Sequence[Problem]
         raise DataError("the data must not be trained on", problems=found)
 
 
-def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str) -> Any:
-    """The base, with the window extension of the recipe."""
+def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str, emit: Emit = silent) -> Any:
+    """The base, with the window extension of the recipe, which is proved to act."""
     from luthier.models.load import load_base
 
-    plan = None
+    plan, config = None, {}
     if recipe.context != "none":
         from luthier.context import CONTEXTS
         from luthier.models.load import read_config, resolve
 
-        plan = CONTEXTS.parse(recipe.context).plan(read_config(resolve(recipe.model.path)))
-    return load_base(
+        config = read_config(resolve(recipe.model.path))
+        plan = CONTEXTS.parse(recipe.context).plan(config)
+    base = load_base(
         recipe.model, task=task.name, labels=labels or None, problem=problem, context=plan, seed=recipe.seed
     )
+    if plan is not None:
+        from luthier.context.proof import prove
+
+        emit("context", plan=plan, proof=prove(base, config))
+        for warning in plan["warnings"]:
+            emit("warning", what=warning, where="context")
+    return base
 
 
 def settle_threads(recipe: Recipe) -> int:

@@ -122,7 +122,7 @@ def _tell(recipe: Recipe, run: RunDir, emit: Emitter, log: JsonLines, known: boo
     task = TASKS.parse(recipe.task)
     loaded, splits = prepare.read(recipe, task, emit)
     labels, problem = prepare.label_names(splits.train, task)
-    base = prepare.load_model(recipe, task, labels, problem)
+    base = prepare.load_model(recipe, task, labels, problem, emit)
     data = prepare.encode(recipe, loaded, splits, task, base, labels, problem, run.cache)
     if known:
         place.same_data(run, data.sources, accept)
