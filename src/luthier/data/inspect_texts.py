@@ -122,7 +122,8 @@ def _findings(found: Texts) -> list[Problem]:
     for kind, count in found.counts.most_common():
         first = ", ".join(item["where"] for item in found.rows[kind][:3])
         remedy = _REMEDIES.get(kind, "remove or replace them: models repeat what they were trained on")
-        plural = "row" if count == 1 else "rows"
-        what = f"{count} {plural} with: {kind}" if kind in _REMEDIES else f"{count} {plural} that seem to hold: {kind}"
+        some = "1 row" if count == 1 else f"{count} rows"
+        seem = "seems" if count == 1 else "seem"
+        what = f"{some} with: {kind}" if kind in _REMEDIES else f"{some} that {seem} to hold: {kind}"
         warnings.append(Problem(what, first, remedy))
     return warnings

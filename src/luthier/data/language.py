@@ -22,6 +22,8 @@ _SCRIPTS = (
     ("he", re.compile(r"[\u0590-\u05ff]")),
     ("th", re.compile(r"[\u0e00-\u0e7f]")),
 )
+_FOREIGN = re.compile(r"[\u0370-\u1fff\u3040-\U0003ffff]")
+"""A character of any of these scripts: most texts have none, and need no count of each."""
 _LETTER = re.compile(r"[A-Za-z\u00c0-\u024f]")
 _WORD = re.compile(r"[^\W\d_]+")
 _STOP = {  # the commonest words, parted by spaces
@@ -37,6 +39,7 @@ _OF_WORD: dict[str, list[str]] = {}
 for _language, _words in _STOP.items():
     for _one in _words.split():
         _OF_WORD.setdefault(_one, []).append(_language)
+_KNOWN = frozenset(_OF_WORD)
 ENGLISH = (
     "The town had two schools and a small library near the river. Every morning the children walked past the "
     "old mill, and in the evening their parents met in the square to talk about the weather, the price of "
@@ -52,7 +55,7 @@ for alphabets, characters fall into bytes: slow, short-sighted, and often broken
 def of_text(text: str) -> str:
     """Language code, or "other" (code, numbers, and what is too short to tell)."""
     part = text[:LOOKED_AT]
-    if not part.isascii():
+    if not part.isascii() and _FOREIGN.search(part):
         letters = len(_LETTER.findall(part))
         for name, pattern in _SCRIPTS:
             found = len(pattern.findall(part))
@@ -60,9 +63,10 @@ def of_text(text: str) -> str:
                 return name
     votes: dict[str, int] = {}
     words = _WORD.findall(part.lower())
-    for word in words:
-        for name in _OF_WORD.get(word, ()):
-            votes[name] = votes.get(name, 0) + 1
+    for word in _KNOWN.intersection(words):
+        times = words.count(word)
+        for name in _OF_WORD[word]:
+            votes[name] = votes.get(name, 0) + times
     if not votes:
         return "other"
     best = max(votes, key=lambda name: (votes[name], name == "en"))
