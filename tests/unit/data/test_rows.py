@@ -15,6 +15,7 @@ from luthier.data.settings import DataSettings
 from luthier.data.templates import TEMPLATES, choose
 from luthier.data.templates.chat import Chat
 from luthier.data.templates.sandbox import render_bounded
+from luthier.engine.batch import from_rows, padded
 
 
 def template_of(name, tokenizer):
@@ -55,6 +56,38 @@ def test_d8_d10_the_mask_is_the_answers_and_their_stop_tokens(name, tokenizer, t
     for (_, answer), ids in zip(talk, parts, strict=True):
         both = tokenizer.decode([*newline, *ids], clean_up_tokenization_spaces=False)
         assert both.removeprefix(tokenizer.decode(newline)).lstrip(" ") == answer.lstrip(" ") or both.endswith(answer)
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS.keys())
+@pytest.mark.parametrize("name", ["alpaca", "plain", "chat"])
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    talk=conversations, system=st.sampled_from(["", "Be kind.", "系统"]), filler=st.integers(0, 60),
+    length=st.integers(16, 200), loss=st.sampled_from(["all_answers", "last_answer"]),
+    silent=st.lists(st.booleans(), min_size=3, max_size=3),
+)  # fmt: skip
+def test_d8_d11_of_any_conversation_and_length_the_whole_answers_are_trained_or_the_row_is_dropped(
+    name, tokenizer, talk, system, filler, length, loss, silent
+):
+    turns = [Turn("system", system)] if system else []
+    for at, (question, answer) in enumerate(talk):
+        turns += [Turn("user", question + " filler" * filler), Turn("assistant", answer, train=not silent[at])]
+    whole = rows_of(turns, name, tokenizer, max_length=100_000, loss_on=loss)
+    cut = rows_of(turns, name, tokenizer, max_length=length, loss_on=loss)
+    wanted = [answer for at, (_, answer) in enumerate(talk) if not silent[at]]
+    if not wanted:
+        assert (len(whole), len(cut), whole.cut["untrained"]) == (0, 0, 1)
+        return
+    trained = [int(token) for token in whole[0].labels if token != IGNORE]
+    assert trained.count(tokenizer.eos_token_id) == (1 if loss == "last_answer" else len(wanted))
+    decoded = tokenizer.decode(trained, clean_up_tokenization_spaces=False)
+    for answer in wanted if loss == "all_answers" else wanted[-1:]:
+        assert "".join(answer.split()) in "".join(decoded.split()), "decoding the trained tokens gives the answers"
+    assert len(cut) + cut.cut["dropped"] == 1
+    for row in cut:
+        assert len(row.input_ids) <= length
+        assert [int(token) for token in row.labels if token != IGNORE] == trained, "no trained token is lost by cutting"
+        assert row.input_ids[-1] == tokenizer.eos_token_id == row.labels[-1]
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS.keys())
@@ -167,6 +200,53 @@ def test_an_epoch_is_a_permutation_and_resumes_anywhere(count, seed, epoch, size
                 assert batch.position_ids[part].tolist() == list(range(len(wanted.input_ids)))
     seen = [name for batch in evaluation_batches(rows, 64) for name in batch.row_ids]
     assert sorted(seen) == sorted(row.id for row in rows)
+
+
+def test_d12_rows_are_padded_to_the_longest_of_their_batch_and_only_where_a_model_needs_it():
+    rows = [
+        Row(f"r{n}", np.arange(size, dtype=np.int32), np.arange(size, dtype=np.int32))
+        for n, size in enumerate((9, 4, 7))
+    ]
+    batch = from_rows(rows)
+    assert batch.input_ids.shape == (20,), "the flat form has no padding at all"
+    laid = padded(batch, pad_id=0)
+    assert laid.input_ids.shape == (3, 9)
+    assert laid.attention_mask.sum(dim=1).tolist() == [9, 4, 7]
+    assert (batch.targets != IGNORE).sum() == 17, "padding adds no target"
+
+
+def test_d13_a_tokenizer_that_was_saved_gives_the_same_rows_and_the_same_cache_key(tmp_path):
+    from transformers import AutoTokenizer
+
+    from luthier.data.encode_cache import of_tokenizer
+
+    tokenizer = TOKENIZERS["bytes"]
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    turns = [Turn("system", "Be 好."), Turn("user", "What?", "Ä text\n"), Turn("assistant", "That <s> é.")]
+    for name in ("alpaca", "plain", "chat"):
+        one, other = rows_of(turns, name, tokenizer)[0], rows_of(turns, name, again)[0]
+        assert one.input_ids.tolist() == other.input_ids.tolist()
+        assert one.labels.tolist() == other.labels.tolist()
+    assert of_tokenizer(tokenizer) == of_tokenizer(again)
+
+
+def test_d17_long_material_is_cut_and_question_and_answer_stay():
+    """Summaries of long texts, questions across paragraphs, several documents: what is asked is never what is cut."""
+    tokenizer = TOKENIZERS["bytes"]
+    documents = "\n\n".join(f"Document {n}: " + "words of it " * 60 for n in range(5))
+    ask = "Which document names the river?"
+    for turn in (
+        Turn("user", ask, documents),
+        Turn("user", f"{documents}\n\n{ask}"),
+        Turn("user", f"{ask}\n\n{documents}"),
+    ):
+        made = rows_of([turn, Turn("assistant", "The fourth.")], "alpaca", tokenizer, max_length=300)
+        text = tokenizer.decode(made[0].input_ids)
+        assert ask in text
+        assert text.endswith("### Response:\nThe fourth.<|im_end|>")
+        assert "Document 0" in text
+        assert len(made[0].input_ids) == 300
 
 
 def test_the_longest_rows_come_first():
