@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 from luthier.context import CONTEXTS
 from luthier.core import strict_yaml
 from luthier.core.errors import LuthierError, Problem, RecipeError
-from luthier.core.family import load_plugin
 from luthier.core.fingerprint import of_value
+from luthier.core.plugin import load_plugin
 from luthier.core.settings import Settings
 from luthier.data.augment import AUGMENTERS
 from luthier.data.settings import AugmentSpec, DataSettings

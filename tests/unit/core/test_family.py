@@ -1,7 +1,8 @@
 """Families find, suggest, parse; a new member is one file."""
 
 from luthier.core.errors import RecipeError
-from luthier.core.family import Family, load_plugin
+from luthier.core.family import Family
+from luthier.core.plugin import load_plugin
 from luthier.core.settings import Settings
 import pytest
 
