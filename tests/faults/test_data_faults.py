@@ -437,3 +437,31 @@ def test_fault_A5_rows_without_trained_tokens_are_fatal_above_the_threshold(tmp_
     facts = inspect_rows.summary(inspect_rows.count(masked, marks), marks, 512)
     assert facts["without_trained"] == 10
     assert facts["trained_tokens"] == 0
+
+
+def test_fault_A9_one_changed_byte_is_refused_before_a_resume_and_both_hashes_are_shown(tmp_path):
+    from luthier.core import atomic
+    from luthier.core.errors import RecipeError
+    from luthier.core.rundir import RunDir
+    from luthier.pipeline import place
+
+    def sources() -> list[dict]:
+        return loaded(path).report.sources
+
+    path = write(tmp_path / "rows.jsonl", GOOD)
+    run = RunDir(tmp_path / "run")
+    before = sources()
+    atomic.write_json(run.manifest, {"sources": before})
+    place.same_data(run, {item["path"]: item["sha256"] for item in sources()})
+    for at in (18, path.read_bytes().index(b"number 3?"), path.read_bytes().rindex(b"It is")):
+        data = bytearray(path.read_bytes())
+        data[at] = ord("7")
+        path.write_bytes(data)
+        after = {item["path"]: item["sha256"] for item in sources()}
+        with pytest.raises(RecipeError) as caught:
+            place.same_data(run, after)
+        assert before[0]["sha256"][:12] in str(caught.value)
+        assert after[str(path)][:12] in str(caught.value)
+        assert "--accept-data-change" in str(caught.value)
+    place.same_data(run, after, accept=True)
+    assert run.lineage.is_file(), "what was accepted is on record"

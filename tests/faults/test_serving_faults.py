@@ -1,0 +1,427 @@
+"""Serving faults one by one (FAULTS F2–F4, F6–F12, F15), on a server in a thread of this process."""
+
+import asyncio
+import concurrent.futures
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from serving import completion, made, percentile, raw, running, send, settled
+
+from luthier.core.errors import LuthierError
+from luthier.models.load import load_base
+from luthier.models.settings import ModelSettings
+from luthier.serve import answers, guard
+from luthier.serve.schema import ApiError
+
+KINDS = {"lora": {"name": "lora", "r": 4}, "prefix": {"name": "prefix", "length": 4}}
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base(ModelSettings(path="builtin"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served").resolve()
+    for number, (name, method) in enumerate(KINDS.items()):
+        made(folder, name, method, number=number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(base, root):
+    with running(base, {name: root / name for name in KINDS}, root) as found:
+        yield found
+
+
+def post(server, path, /, **body):
+    return httpx.post(f"{server.url}{path}", json=body, timeout=60)
+
+
+def test_fault_F2_slow_clients_are_let_go(base, figure, monkeypatch):
+    """Half headers, half bodies, readers that never read: the others are answered, the slow ones end in time."""
+    monkeypatch.setattr(guard, "BODY_S", 1.0)
+    with running(base, {}) as server:
+
+        async def slow(data):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(data)
+            told = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            return told == b"" or told.startswith(b"HTTP/1.1 408")
+
+        async def timed():
+            start = time.perf_counter()
+            assert (await send(server.port, completion()))[0] == 200
+            return time.perf_counter() - start
+
+        async def go():
+            await timed()
+            idle = [await timed() for _ in range(15)]
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            tasks = [asyncio.create_task(slow(head)) for _ in range(60)]
+            tasks += [asyncio.create_task(slow(head + b"Content-Length: 50\r\n\r\n{")) for _ in range(60)]
+            await asyncio.sleep(0.1)
+            busy = [await timed() for _ in range(15)]
+            return idle, busy, await asyncio.gather(*tasks)
+
+        idle, busy, ended = asyncio.run(go())
+        assert percentile(busy, 0.5) <= 2 * percentile(idle, 0.5) + 0.05
+        figure(sum(ended), 120)
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.soak)])
+def test_fault_F3_a_disconnect_stops_the_answer(server, monkeypatch, figure, count):
+    """Streams and plain posts, closed or reset at some moment: at most one token after the server saw it."""
+    seen, cancel = [], answers._cancel
+
+    def note(owner, made_answers):
+        seen.extend((answer.request, len(answer.request.made)) for answer in made_answers)
+        cancel(owner, made_answers)
+
+    monkeypatch.setattr(answers, "_cancel", note)
+    for number in range(count):
+        fields = {"stream": bool(number % 2), "max_tokens": 400, "temperature": 1.5, "seed": number}
+        wire = socket.create_connection(("127.0.0.1", server.port))
+        wire.sendall(completion(**fields))
+        time.sleep(0.01 * (number % 4))
+        if number % 3 == 0:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        wire.close()
+    assert settled(server, 30)
+    after = [len(request.made) - told for request, told in seen]
+    assert max(after) <= 1
+    assert sum(len(request.made) for request, _ in seen) < 400 * count / 2
+    figure(len(seen), count)
+
+
+EDGES = {
+    "max_tokens": (0, -1, 2**31, 2**63, 1.5, "many", True, [], 1e308, 100_000, {}, float("inf")),
+    "n": (0, -1, 17, 2**63, 1.5, "two", True, [], {}, 1e308, 0.5, -(2**63)),
+    "temperature": (-0.1, 2.1, "hot", True, [], {}, 1e308, -1e308, float("nan"), float("inf"), 3, "1.0x"),
+    "top_p": (-0.1, 1.1, "most", True, [], {}, 1e308, float("nan"), float("-inf"), 2, -1, "x"),
+    "top_k": (-1, 1001, 1.5, "ten", True, [], {}, 2**63, 1e308, -(2**31), 0.1, "x"),
+    "seed": (2**53 + 2, 2**63, 1.5, "x", True, [], {}, -(2**54), 1e308, -0.5, float("nan"), "0x"),
+    "stop": ("", [""], ["a"] * 5, [1], 1, True, {}, "a" * 201, [None], [["a"]], 1.5, ["a", ""]),
+    "logprobs": (-1, 21, 1.5, "x", [], {}, 2**63, 1e308, float("nan"), -0.5, "five", True),
+    "prompt": ("", [], [-1], [10**9], [1.5], [True], {}, 1, "a " * 4000, [None], ["a"] * 17, True),
+    "logit_bias": ({"1": 5}, {"x": 1}, [1], "x", 1, True, {"1": None}, 1.5, [[1, 2]], {"1": "a"}, {"-1": 1},
+                   {"1": 1e308}),
+    "frequency_penalty": (1, -1, 0.1, "x", True, [], {}, 1e308, float("nan"), 2, -2, float("inf")),
+    "stream_options": (1, "x", [1], True, {"include_usage": 5}, {"include_usage": []}, 1.5, "{}", [[]],
+                       {"include_usage": "x"}, {"include_usage": {}}, -1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_fault_F6_each_field_over_its_limits_is_400(server, figure, name):
+    codes = []
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        for value in EDGES[name]:
+            body = {"model": "base", "prompt": "a", "max_tokens": 1, name: value}
+            codes.append(client.post("/v1/completions", content=json.dumps(body)).status_code)
+    figure(codes.count(400), 12)
+
+
+def test_fault_F7_no_name_leads_out_of_the_roots(server, root, tmp_path, figure, monkeypatch):
+    """Not even a look outside: every stat and open during 200 hostile loads is below the root."""
+    shutil.copytree(root / "lora", tmp_path / "outside")
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root.parent / f"{root.name}-sibling").mkdir(exist_ok=True)
+    seeds = ["..", "../..", str(tmp_path / "outside"), "link", "link/adapter", "lora/../../x", "%2e%2e", "..%2f..",
+             "a\0b", "~", "~root", "//etc", "lora//..", "./lora", "lora/.", f"../{root.name}-sibling", "\u2025", "..\\..",
+             "C:\\x", "\uff0e\uff0e/x"]  # fmt: skip
+    names = [seed + tail for seed in seeds for tail in ("", "/", "/adapter", "/../..", "/\u202e", "/" + "a" * 300,
+                                                         "/" + "b/" * 300, "/..", "/etc/passwd", "\t")]  # fmt: skip
+    looked, own = [], threading.get_ident()
+    for function in ("stat", "lstat", "open", "scandir", "readlink"):
+        real = getattr(os, function)
+
+        def spy(path, *rest, _real=real, **options):
+            if threading.get_ident() == own and not isinstance(path, int):
+                looked.append(os.fspath(path))
+            return _real(path, *rest, **options)
+
+        monkeypatch.setattr(os, function, spy)
+    refused = 0
+    for name in names:
+        try:
+            server.registry.load_under_roots("evil", name)
+        except (ApiError, LuthierError) as error:
+            refused += getattr(error, "status", 0) in (400, 404)
+    monkeypatch.undo()
+    (root / "link").unlink()
+    outside = [path for path in looked if Path(str(path)) != root and root not in Path(str(path)).parents]
+    assert outside == []
+    for name in ("..", "../..", "link", "%2e%2e/lora", "a\0b"):
+        assert post(server, "/v1/adapters", name="evil", path=name).status_code in (400, 404)
+        assert httpx.delete(f"{server.url}/v1/adapters/{name.replace(chr(0), '%00')}").status_code in (400, 404, 405)
+    figure(refused, 200)
+
+
+def broken(root, number):
+    """A copy of the LoRA with one fault."""
+    folder = root / f"broken-{number}"
+    shutil.copytree(root / "lora", folder, dirs_exist_ok=True)
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    kind = number % 5
+    if kind == 0:
+        weights.write_bytes(weights.read_bytes()[: 100 + number])
+    elif kind == 1:
+        weights.unlink()
+    elif kind == 2:
+        config.write_text("{")
+    elif kind == 3:
+        config.write_text(json.dumps({**json.loads(config.read_text()), "r": 10**6}))
+    else:
+        data = bytearray(weights.read_bytes())
+        data[0] ^= 0xFF
+        weights.write_bytes(bytes(data))
+    return folder.name
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.soak)])
+def test_fault_F8_broken_adapters_do_not_disturb(server, root, figure, count):
+    def texts():
+        prompts = ["Ada Moser lives in", "Hello", "Karl Ulrich is a"] * 4
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            options = {"max_tokens": 12, "temperature": 0}
+            asks = pool.map(lambda p: post(server, "/v1/completions", model="lora", prompt=p, **options), prompts)
+            return [answer.json()["choices"][0]["text"] for answer in asks]
+
+    quiet = texts()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        loads = [pool.submit(post, server, "/v1/adapters", name="bad", path=broken(root, n)) for n in range(count)]
+        rounds = [texts()]
+        while not all(load.done() for load in loads):
+            rounds.append(texts())
+        codes = [load.result().status_code for load in loads]
+    assert all(found == quiet for found in rounds)
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    figure(codes.count(400), count)
+
+
+@pytest.mark.parametrize(("swaps", "replies"), [(12, 60), pytest.param(1000, 5000, marks=pytest.mark.soak)])
+def test_fault_F9_hot_swaps_never_mix(base, tmp_path, figure, swaps, replies):
+    """Eight adapters under two names, swapped while asked: each reply is wholly that of one of them."""
+    methods = [{"name": "lora", "r": 2 + n} for n in range(4)] + [{"name": "prefix", "length": 2 + n} for n in range(4)]
+    for number, method in enumerate(methods):
+        made(tmp_path, f"m{number}", method, number=number)
+    before = {name: weight.clone() for name, weight in base.model.named_parameters()}
+    body = {"prompt": "Ada Moser", "max_tokens": 10, "temperature": 0}
+    with running(base, {"x": tmp_path / "m0", "y": tmp_path / "m4"}, tmp_path) as server:
+
+        def text(name):
+            return post(server, "/v1/completions", model=name, **body).json()["choices"][0]["text"]
+
+        right = {}
+        for number in range(8):
+            post(server, "/v1/adapters", name="z", path=f"m{number}")
+            right[f"m{number}"] = text("z")
+        assert len(set(right.values())) >= 6
+
+        done = threading.Event()
+
+        def swap():
+            for number in range(swaps):
+                name, path = "xy"[number % 2], f"m{number * 3 % 8}"
+                assert post(server, "/v1/adapters", name=name, path=path).status_code == 200
+            done.set()
+
+        swapper = threading.Thread(target=swap)
+        swapper.start()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda number: text("xy"[number % 2]), range(replies)))
+            while not done.is_set():
+                found += list(pool.map(text, "xyxy"))
+        swapper.join()
+        assert settled(server)
+    assert all(torch.equal(before[name], weight) for name, weight in base.model.named_parameters())
+    figure(sum(one in right.values() for one in found), len(found))
+
+
+def test_fault_F10_every_route_asks_for_the_key(base, figure):
+    with running(base, {}, keys=("Secret-key",)) as closed:
+        app = guard_of(closed)
+        routes = [(method, route.path) for route in app.routes for method in getattr(route, "methods", ())]
+        assert len(routes) >= 9
+        wrong = (
+            None,
+            "Bearer nope",
+            "Bearer Secret-ke",
+            "Bearer Secret-key2",
+            "Bearer secret-KEY",
+            "Secret-key",
+            "Basic Secret-key",
+        )
+        right, refused = 0, 0
+        with httpx.Client(base_url=closed.url, timeout=30) as client:
+            for method, path in [*routes, ("GET", "/nothing"), ("GET", "/healthz/"), ("GET", "//healthz")]:
+                for value in wrong:
+                    headers = {"Authorization": value} if value else {}
+                    code = client.request(method, path.format(name="x"), headers=headers).status_code
+                    right += 1
+                    refused += code == (200 if path == "/healthz" and method == "GET" else 401) or (
+                        path == "/healthz" and code == 405
+                    )
+            good = client.get("/v1/models", headers={"Authorization": "Bearer Secret-key"})
+        assert good.status_code == 200
+    figure(refused, right)
+
+
+def guard_of(server):
+    """The application inside the guard, built again to enumerate its routes."""
+    from luthier.serve.app import build
+
+    return build(server).app
+
+
+def test_fault_F11_rate_and_deadline(base, figure):
+    with running(base, {}, keys=("one", "two"), per_minute=5) as metered:
+
+        def ask(key):
+            body = {"model": "base", "prompt": "a", "max_tokens": 1}
+            return httpx.post(f"{metered.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"})
+
+        while time.time() % 60 > 50:
+            time.sleep(0.5)
+        codes = [ask("one").status_code for _ in range(7)] + [ask("two").status_code]
+        assert codes == [200] * 5 + [429] * 2 + [200]
+        assert 1 <= int(ask("one").headers["retry-after"]) <= 60
+    with running(base, {}, deadline_s=0.3) as short:
+        late = [
+            post(short, "/v1/completions", model="base", prompt="a", max_tokens=450, temperature=1.5, seed=s)
+            for s in (1, 2)
+        ]
+        assert {answer.status_code for answer in late} <= {504, 200}
+        assert 504 in {answer.status_code for answer in late}
+        assert late[0].json()["error"]["code"]
+        assert settled(short)
+        figure(2, 2)
+
+
+class Panic(BaseException):
+    """What a tokenizer or extension throws that is no Exception."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_fault_F12_a_lost_model_thread_is_replaced(base, root, figure):
+    """A panic in a forward, a thread that dies, a thread that hangs: one request fails, the server goes on."""
+    body = {"prompt": "Hello", "max_tokens": 3, "temperature": 0}
+    with running(base, {"lora": root / "lora"}, stalled_after=1.5) as one:
+        quiet = post(one, "/v1/completions", model="lora", **body).json()["choices"]
+
+        def ok():
+            assert post(one, "/v1/completions", model="lora", **body).json()["choices"] == quiet
+
+        tree, calls = one.worker.engine.base.anatomy.backbone, []
+
+        def panic(*_):
+            calls.append(1)
+            if len(calls) == 1:
+                raise Panic("tokenizer")
+
+        handle = tree.register_forward_pre_hook(panic)
+        assert post(one, "/v1/completions", model="base", **body).status_code == 500
+        ok()
+        handle.remove()
+        assert one.worker.restarts == 0
+
+        def replaced(number, fault):
+            one.worker.engine.step = fault
+            start = time.monotonic()
+            code = post(one, "/v1/completions", model="lora", **body).status_code
+            assert code in (500, 503)
+            while not (one.worker.restarts == number and one.worker.healthy) and time.monotonic() - start < 10:
+                time.sleep(0.02)
+            ok()
+            return time.monotonic() - start
+
+        def die():
+            raise SystemExit
+
+        wake = threading.Event()
+        assert replaced(1, die) < 8
+        assert replaced(2, lambda: wake.wait(60)) < 8
+        wake.set()
+        ok()
+        assert settled(one)
+        figure(3, 3)
+
+
+def test_fault_F12_a_tokenizer_panic_is_one_500(server, monkeypatch):
+    def panic(*_):
+        raise Panic("regex")
+
+    monkeypatch.setattr(answers, "completion_job", panic)
+    failed = post(server, "/v1/completions", model="base", prompt="a")
+    assert failed.status_code == 500
+    assert set(failed.json()["error"]) == {"message", "type", "param", "code"}
+    monkeypatch.undo()
+    assert post(server, "/v1/completions", model="base", prompt="a", max_tokens=1).status_code == 200
+
+
+def test_fault_F15_browsers_are_kept_out(base, figure):
+    """DNS rebinding, cross-origin posts, preflights: refused, and no header that would allow them."""
+    with running(base, {}, hosts=("127.0.0.1", "localhost")) as local:
+
+        def code(method, path, **headers):
+            answer = httpx.request(
+                method, local.url + path, headers=headers, content=b"{}" if method == "POST" else None
+            )
+            assert not [name for name in answer.headers if name.startswith("access-control")]
+            return answer.status_code
+
+        evil = f"http://evil.example:{local.port}"
+        codes = [
+            code("GET", "/v1/models", Host="evil.example"),
+            code("GET", "/v1/models", Host=f"evil.example:{local.port}"),
+            code("GET", "/v1/models", Origin=evil),
+            code("GET", "/v1/models", Origin="null"),
+            code("POST", "/v1/adapters", Origin=evil, **{"Content-Type": "text/plain"}),
+            code("POST", "/v1/chat/completions", Origin="http://127.0.0.1:1"),
+            code("OPTIONS", "/v1/chat/completions", Origin=evil, **{"Access-Control-Request-Method": "POST"}),
+        ]
+        assert code("GET", "/v1/models", Origin=local.url) == 200
+        assert code("GET", "/v1/models", Host="localhost") == 200
+    figure(codes.count(403), 7)
+
+
+def test_fault_F15_an_open_address_needs_a_key(base, monkeypatch):
+    from luthier.serve.app import serve
+
+    monkeypatch.delenv("LUTHIER_API_KEY", raising=False)
+    with pytest.raises(LuthierError, match="no key"):
+        serve(base, {}, host="0.0.0.0", port=0)
+
+
+def test_fault_F4_pieces_of_http_that_are_no_requests(server, figure):
+    """Bytes that no client sends: an answer or a closed connection, and the server lives."""
+    pieces = [
+        b"\0" * 100, b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\n\r\n", b"GET " + b"a" * 70_000,
+        raw("/v1/completions", b"{}", "Content-Length: 5"), raw("/v1/completions", b"{}", "Transfer-Encoding: gzip"),
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999999\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /%00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ]  # fmt: skip
+    alive = 0
+    for piece in pieces:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as wire:
+            wire.sendall(piece)
+            wire.shutdown(socket.SHUT_WR)
+            told = wire.recv(100)
+        assert told == b"" or b" 5" not in told[:13], (piece[:40], told)
+        alive += httpx.get(f"{server.url}/healthz").status_code == 200
+    figure(alive, len(pieces))
