@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from luthier.core.errors import GateFailed, ModelError
 
 if TYPE_CHECKING:
     from luthier.adapted import AdaptedModel
-    from luthier.core.types import Row
+    from luthier.core.types import Example, Row
 
 CERTIFICATE = "certificate.json"
 
@@ -27,6 +28,8 @@ class Export:
     dtype: str = "float32"
     facts: Mapping[str, Any] = field(default_factory=dict)
     """metrics, health, data manifest, recipe of the run, where there is one."""
+    examples: Sequence[Example] = ()
+    """The held-out examples, for prompts that are compared id by id."""
 
 
 def publish(target: Path, fill: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
@@ -34,8 +37,11 @@ def publish(target: Path, fill: Callable[[Path], Mapping[str, Any]]) -> dict[str
 
     GateFailed when the certificate says `"passed": false`; ModelError when `target` exists and is not empty.
     """
-    if target.exists() and any(target.iterdir()):
+    from luthier.export.fold import hashes
+
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} is not empty", where=str(target), remedy="name a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic.publish_folder(target) as staged:
         certificate = dict(fill(staged))
         if not certificate.get("passed", False):
@@ -44,5 +50,20 @@ def publish(target: Path, fill: Callable[[Path], Mapping[str, Any]]) -> dict[str
                 where=str(target),
                 remedy="export with dtype float32, or keep serving the adapter itself",
             )
-        (staged / CERTIFICATE).write_text(json.dumps(certificate, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        certificate["files"] = hashes(staged)
+        text = json.dumps(certificate, indent=2, ensure_ascii=False, allow_nan=False)
+        (staged / CERTIFICATE).write_text(text + "\n", "utf-8")
     return certificate
+
+
+def identity(export: Export, kind: str) -> dict[str, Any]:
+    """What a certificate says about where the artefact came from. `adapters`: what must not be merged in again."""
+    from luthier.export.fold import adapter_digest
+
+    return {
+        "kind": kind,
+        "base": export.adapted.base.fingerprint,
+        "method": export.adapted.method,
+        "adapters": [adapter_digest(export.adapted)],
+        "versions": {name: version(name) for name in ("luthier", "torch", "transformers")},
+    }

@@ -91,5 +91,10 @@ def export(run_dir: str | Path, target: str | Path, kind: Any, dtype: str = "flo
 
     run, recipe, adapted, rows = reload(run_dir)
     facts = {name: run.read(getattr(run, name)) for name in ("metrics", "health", "manifest")}
-    held_out = rows.rows[finish.evaluation_split(rows)]
-    return write(adapted, held_out, Path(target), kind, dtype, {**facts, "recipe": recipe.model_dump(mode="json")})
+    split = finish.evaluation_split(rows)
+    weights = {
+        name: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        for name, folder in (("base", adapted.base.path), ("adapter", run.adapter))
+    }
+    facts |= {"recipe": recipe.model_dump(mode="json"), "sizes": weights}
+    return write(adapted, rows.rows[split], Path(target), kind, dtype, facts, rows.examples[split])

@@ -99,6 +99,32 @@ class Adaptation(ABC):
         if next(self.base.model.parameters()).dtype != torch.float32:
             self.base.model.float()
 
+    @property
+    def folds_apart(self) -> bool:
+        """Whether `folded` can make each merged weight by itself, without the others in memory."""
+        return self.can_merge and not self.own
+
+    def base_tensors(self) -> dict[str, Tensor]:
+        """What a merged model consists of: the base's own tensors under their own names, tied ones once."""
+        mine = {id(tensor) for tensor in self._added()}
+        found: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in self.base.model.state_dict(keep_vars=True).items():
+            if id(tensor) in mine or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            plain = name.replace(".base_layer.", ".").replace(".parametrizations.", ".").removesuffix(".original")
+            found[plain] = tensor
+        return found
+
+    def _added(self) -> list[Tensor]:
+        return list(self.own.values())
+
+    def folded(self, name: str, weight: Tensor) -> Tensor:
+        """What `weight`, the base's float32 value of `name`, is after merging. Changes nothing."""
+        trained = self.inplace.trained.get(name)
+        return weight if trained is None else trained.detach().cpu().float()
+
     def branches(self) -> Iterator[tuple[str, Any]]:
         """Nothing beside the base's own modules."""
         return iter(())

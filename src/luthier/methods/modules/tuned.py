@@ -171,13 +171,42 @@ class Tuned(Adaptation):
             self.tuner, {k.removeprefix(PREFIX): v for k, v in rest.items()}, adapter_name=ADAPTER
         )
 
-    def _fold(self) -> None:
+    def _added(self) -> list[Tensor]:
+        return [*self.own.values(), *self._fixed.values()]
+
+    @property
+    def folds_apart(self) -> bool:
+        """Not where PEFT wraps a whole module (trained token rows), for those may be tied."""
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        return not any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.base.model.modules())
+
+    @torch.no_grad()
+    def folded(self, name: str, weight: Tensor) -> Tensor:
+        """By PEFT's own merge, on a copy of the one layer."""
+        self._refuse_quantized()
+        weight = super().folded(name, weight)
+        owner, _, leaf = name.rpartition(".")
+        layer = dict(self.layers()).get(owner)
+        if layer is None:
+            return weight
+        alone = copy.deepcopy(layer).to("cpu", torch.float32)
+        inner = alone.get_base_layer()
+        getattr(inner, leaf).data = weight.clone()
+        alone.merge(safe_merge=True)
+        made: Tensor = getattr(alone.get_base_layer(), leaf).detach()
+        return made
+
+    def _refuse_quantized(self) -> None:
         if quantized(self.base):
             raise CannotMerge(
                 "the base is quantised: merging would round the adapter away",
                 where="merge",
                 remedy="merge into the unquantised base, then quantise",
             )
+
+    def _fold(self) -> None:
+        self._refuse_quantized()
         if next(self.base.model.parameters()).dtype != torch.float32:
             self.base.model.float()
         self.tuner.merge_and_unload(progressbar=False, safe_merge=True)
