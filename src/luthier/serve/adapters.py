@@ -20,6 +20,7 @@ from luthier.adapted import AdaptedModel, adapter_folder, load_onto, read_card
 from luthier.core.errors import ModelError
 from luthier.core.types import IGNORE, Row
 from luthier.engine.batch import from_rows
+from luthier.methods.modules.virtual_tokens import VirtualTokens
 from luthier.models import anatomy
 from luthier.models.base import Base
 from luthier.models.load import load_base
@@ -29,6 +30,11 @@ from luthier.tasks import TASKS
 
 PEFT_PREFIX = "base_model.model."
 _VERSIONS = itertools.count(1)
+
+
+def new() -> int:
+    """A version that no other served adapter has."""
+    return next(_VERSIONS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +53,18 @@ class Served:
     name: str
     adapted: AdaptedModel | None
     base: Base
-    version: int = field(default_factory=lambda: next(_VERSIONS))
+    version: int = field(default_factory=new)
     lora: dict[str, LoraPart] | None = None
-    """Set when the adapter is nothing but LoRA on linear layers; then it shares the base's forward."""
+    """Set when the adapter is nothing but LoRA on linear layers, or nothing but virtual tokens (then empty): such
+    an adapter shares the base's forward."""
     source: str = ""
+    task: int = 0
+    """Which prefix of a multi-task library."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether its requests go through the base's own tree."""
+        return self.adapted is None or self.lora is not None
 
     @property
     def virtual_tokens(self) -> int:
@@ -62,7 +76,7 @@ class Served:
         if self.adapted is None or not self.virtual_tokens:
             return None
         ids = torch.tensor(prompt).numpy()
-        row = Row("prompt", ids, torch.full((len(prompt),), IGNORE).numpy())
+        row = Row("prompt", ids, torch.full((len(prompt),), IGNORE).numpy(), task=self.task)
         with torch.no_grad():
             return self.adapted.virtual(from_rows([row]).to(self.adapted.device))
 
@@ -87,7 +101,7 @@ def open_adapter(name: str, folder: str | Path, base: Base) -> Served:
     adapted = load_onto(place, own)
     if own.context != base.context:
         raise ModelError(f"{name} was trained with another window plan than the served base", where=str(folder))
-    served = Served(name, adapted, own, lora=_plain_lora(adapted), source=str(folder))
+    served = Served(name, adapted, own, lora=_light(adapted), source=str(folder))
     _refuse_without_effect(served)
     return served
 
@@ -145,12 +159,23 @@ def _refuse_without_effect(served: Served) -> None:
         raise ModelError(f"the adapter {served.name!r} changes nothing", where=served.source, remedy="luthier health")
 
 
-def _plain_lora(adapted: AdaptedModel) -> dict[str, LoraPart] | None:
+def tasks_of(served: Served) -> tuple[str, ...]:
+    """Names of the prefixes of a multi-task library, empty for anything else."""
+    facts = getattr(served.adapted.attached, "facts", {}) if served.adapted else {}
+    return tuple(str(task) for task in facts.get("tasks", ()))
+
+
+def _light(adapted: AdaptedModel) -> dict[str, LoraPart] | None:
     """module name → LoRA factors where every change is plain LoRA on a plain linear layer, else None."""
     from peft.tuners.lora import Linear as LoraLinear
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if adapted.attached.virtual_tokens or adapted.task.has_head:
+    attached = adapted.attached
+    if adapted.task.has_head:
+        return None
+    if isinstance(attached, VirtualTokens):
+        return None if attached.inplace.trained else {}
+    if attached.virtual_tokens:
         return None
     parts: dict[str, LoraPart] = {}
     counted = 0

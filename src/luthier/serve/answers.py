@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def chat_job(server: Server, body: Chat) -> Job:
         raise ApiError(400, f"{body.model} classifies; use /v1/classify", "wrong_endpoint", "model")
     ids = _template(server, served).prompt_ids(turns, served.base.tokenizer)
     wanted = body.top_logprobs if body.logprobs else -1
-    return Job(served, [list(ids)], body, [_limit(served, ids, body.limit)], True, wanted)
+    return Job(served, [list(ids)], body, [_limit(server, served, ids, body.limit)], True, wanted)
 
 
 def completion_job(server: Server, body: Completion) -> Job:
@@ -82,7 +83,7 @@ def completion_job(server: Server, body: Completion) -> Job:
         ]
     if not prompts or any(not ids for ids in prompts):
         raise ApiError(400, "the prompt is empty", "empty_prompt", "prompt")
-    limits = [_limit(served, ids, body.limit) for ids in prompts]
+    limits = [_limit(server, served, ids, body.limit) for ids in prompts]
     return Job(served, prompts, body, limits, False, -1 if body.logprobs is None else body.logprobs)
 
 
@@ -91,17 +92,17 @@ def _template(server: Server, served: Served) -> Any:
 
     if served.adapted is not None:
         return served.adapted.template
-    trained = [other.adapted for other in server.registry._served.values() if other.adapted is not None]
-    return trained[0].template if trained else choose("auto", served.base.tokenizer, "instruct")
+    return server.registry.template or choose("auto", served.base.tokenizer, "instruct")
 
 
-def _limit(served: Served, ids: list[int], wanted: int | None) -> int:
-    room = served.base.anatomy.window - served.virtual_tokens - len(ids)
+def _limit(server: Server, served: Served, ids: list[int], wanted: int | None) -> int:
+    window = server.worker.engine.window
+    room = window - served.virtual_tokens - len(ids)
     if room < 1 or (wanted or 1) > room:
         raise ApiError(
             400,
             f"{len(ids)} prompt tokens, {served.virtual_tokens} virtual ones and {wanted or 1} new ones do not fit "
-            f"the window of {served.base.anatomy.window}",
+            f"the window of {window}",
             "context_length_exceeded",
             "max_tokens",
         )
@@ -120,6 +121,7 @@ class _Answer:
         self.tokens = 0
         self.finish: str | None = None
         self.logprobs: list[dict[str, Any]] = []
+        self._told, self._offset = 0, 0
         seed = job.body.seed if job.body.seed is not None else int.from_bytes(uuid.uuid4().bytes[:6], "big")
         sampling = Sampling(
             job.body.temperature,
@@ -178,34 +180,85 @@ class _Answer:
         listed = [entry(number, value) for number, value in token.alternatives]
         self.logprobs.append({**entry(token.id, token.logprob), "top_logprobs": listed})
 
+    def fresh_logprobs(self, chat: bool) -> dict[str, Any] | None:
+        """Those of the tokens since the last call, in the shape of the route; None where none were asked for."""
+        if self.request.sampling.logprobs < 0:
+            return None
+        new, self._told = self.logprobs[self._told :], len(self.logprobs)
+        if chat:
+            return {"content": new, "refusal": None}
+        offsets = []
+        for one in new:
+            offsets.append(self._offset)
+            self._offset += len(one["token"])
+        return {
+            "tokens": [one["token"] for one in new],
+            "token_logprobs": [one["logprob"] for one in new],
+            "top_logprobs": [{top["token"]: top["logprob"] for top in one["top_logprobs"]} for one in new],
+            "text_offset": offsets,
+        }
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events that leave the server tidy however they end, even before the first one."""
+
+    def __init__(self, events: AsyncIterator[str], leave: Callable[[], None], headers: dict[str, str]):
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._leave = leave
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send, then leave."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
 
 async def respond(server: Server, http: HttpRequest, job: Job) -> Response:
     """Admit, submit, and answer whole or as a stream; slots are freed whatever happens."""
-    server.admit(job.count)
-    loop = asyncio.get_running_loop()
-    answers = [
-        _Answer(server, job, prompt, number, loop) for prompt in range(len(job.prompts)) for number in range(job.body.n)
-    ]
-    for answer in answers:
-        server.worker.submit(answer.request)
-    if job.body.stream:
-        return StreamingResponse(
-            _stream(server, job, answers),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        )
-    watcher = asyncio.create_task(_gone(http))
-    work = asyncio.create_task(_collect(answers))
+    stack = contextlib.ExitStack()
+    stack.enter_context(server.admitted(job.count))
+    handed_over = False
     try:
-        await asyncio.wait({watcher, work}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ApiError(499, "the client went away", "client_closed")
-        texts = work.result()
+        loop = asyncio.get_running_loop()
+        pairs = [(prompt, number) for prompt in range(len(job.prompts)) for number in range(job.body.n)]
+        answers = [_Answer(server, job, prompt, number, loop) for prompt, number in pairs]
+        stack.callback(_cancel, server, answers)
+        for answer in answers:
+            server.worker.submit(answer.request)
+        if job.body.stream:
+            handed_over = True
+            return EventStream(_stream(job, answers), stack.close, _headers(job))
+        return JSONResponse(_whole(job, answers, await _unless_gone(http, answers)), headers=_headers(job))
     finally:
-        _release(server, job, answers)
-        watcher.cancel()
+        if not handed_over:
+            stack.close()
+
+
+async def _unless_gone(http: HttpRequest, answers: list[_Answer]) -> list[str]:
+    """The texts; ApiError when nobody waits for them any more."""
+    gone, work = asyncio.create_task(_gone(http)), asyncio.create_task(_collect(answers))
+    try:
+        await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ApiError(400, "the client went away", "client_closed")
+        return work.result()
+    finally:
+        gone.cancel()
         work.cancel()
-    return JSONResponse(_whole(job, answers, texts))
+
+
+def _cancel(server: Server, answers: list[_Answer]) -> None:
+    for answer in answers:
+        answer.request.cancelled = True
+    server.worker.wake()
+
+
+def _headers(job: Job) -> dict[str, str]:
+    """What was sent and is not known is named, not ignored in silence."""
+    unknown = [name for name in job.body.model_extra or {} if re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name)]
+    ignored = {"X-Luthier-Ignored": ",".join(sorted(unknown)[:20])} if unknown else {}
+    return {"Cache-Control": "no-cache", **ignored}
 
 
 async def _collect(answers: list[_Answer]) -> list[str]:
@@ -216,20 +269,15 @@ async def _collect(answers: list[_Answer]) -> list[str]:
 
 
 async def _gone(http: HttpRequest) -> None:
-    while not await http.is_disconnected():
-        await asyncio.sleep(0.1)
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
-def _release(server: Server, job: Job, answers: list[_Answer]) -> None:
-    for answer in answers:
-        answer.request.cancelled = True
-    server.leave(job.count)
-    server.worker.wake()
-
-
-def _usage(job: Job, answers: list[_Answer]) -> dict[str, int]:
+def _usage(job: Job, answers: list[_Answer]) -> dict[str, Any]:
     asked, made = sum(map(len, job.prompts)), sum(answer.tokens for answer in answers)
-    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
+    reused = sum(answer.request.reused for answer in answers)
+    total = {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
+    return {**total, "prompt_tokens_details": {"cached_tokens": min(reused, asked)}}
 
 
 def _head(job: Job, chunk: bool) -> dict[str, Any]:
@@ -241,13 +289,13 @@ def _head(job: Job, chunk: bool) -> dict[str, Any]:
 def _whole(job: Job, answers: list[_Answer], texts: list[str]) -> dict[str, Any]:
     choices = []
     for answer, text in zip(answers, texts, strict=True):
-        logs = {"content": answer.logprobs} if job.logprobs >= 0 else None
+        logs = answer.fresh_logprobs(job.chat)
         body = {"message": {"role": "assistant", "content": text, "refusal": None}} if job.chat else {"text": text}
         choices.append({"index": answer.index, **body, "logprobs": logs, "finish_reason": answer.finish})
     return {**_head(job, False), "choices": choices, "usage": _usage(job, answers)}
 
 
-async def _stream(server: Server, job: Job, answers: list[_Answer]) -> AsyncIterator[str]:
+async def _stream(job: Job, answers: list[_Answer]) -> AsyncIterator[str]:
     """Server-sent events: role, deltas, finish; usage when asked; an error is one data line."""
     wants_usage = bool(job.body.stream_options and job.body.stream_options.include_usage)
     merged: asyncio.Queue[tuple[_Answer, str | None, ApiError | None]] = asyncio.Queue()
@@ -282,11 +330,11 @@ async def _stream(server: Server, job: Job, answers: list[_Answer]) -> AsyncIter
     finally:
         for task in tasks:
             task.cancel()
-        _release(server, job, answers)
 
 
 def _event(job: Job, answer: _Answer, delta: dict[str, Any], finish: str | None, wants_usage: bool) -> str:
-    choice: dict[str, Any] = {"index": answer.index, "logprobs": None, "finish_reason": finish}
+    logs = answer.fresh_logprobs(job.chat) if "role" not in delta else None
+    choice: dict[str, Any] = {"index": answer.index, "logprobs": logs, "finish_reason": finish}
     choice |= {"delta": delta} if job.chat else {"text": delta.get("content", "")}
     made = {**_head(job, True), "choices": [choice], **({"usage": None} if wants_usage else {})}
     return f"data: {json.dumps(made, ensure_ascii=False)}\n\n"
@@ -305,7 +353,7 @@ def classify(server: Server, body: Classify) -> dict[str, Any]:
         raise ApiError(400, f"{body.model} is no classification run", "wrong_endpoint", "model")
     texts = [body.input] if isinstance(body.input, str) else body.input
     results = []
-    for text in texts[:64]:
+    for text in texts:
         ids = adapted.template.prompt_ids((Turn("user", text),), served.base.tokenizer)[: adapted.max_length]
         tensor = torch.tensor(ids)
         row = Row("input", tensor.numpy(), torch.full_like(tensor, IGNORE).numpy())
@@ -321,9 +369,11 @@ def metrics_text(server: Server) -> str:
     lines = [
         f"luthier_steps_total {counters.steps}",
         f"luthier_prompt_tokens_total {counters.prompt_tokens}",
+        f"luthier_reused_prompt_tokens_total {counters.reused_tokens}",
         f"luthier_new_tokens_total {counters.new_tokens}",
         f"luthier_inflight {server.inflight}",
         f"luthier_refused_total {server.refused}",
+        f"luthier_kv_bytes_per_slot {server.worker.engine.pool.bytes_per_slot()}",
         f"luthier_free_slots {len(server.worker.engine.free)}",
         f"luthier_restarts_total {server.worker.restarts}",
         *(f'luthier_finished_total{{reason="{name}"}} {count}' for name, count in sorted(counters.finished.items())),

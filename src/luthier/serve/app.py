@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import json
+import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import MissingExtra, RecipeError
 from luthier.serve.registry import Registry
-from luthier.serve.schema import AdapterLoad, ApiError, Chat, Classify, Completion
+from luthier.serve.schema import ERRORS, STREAMED, AdapterLoad, ApiError, Chat, Classify, Completion
 from luthier.serve.worker import Worker
 
 try:
@@ -26,8 +27,16 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, PlainTextResponse, Response
     from starlette.exceptions import HTTPException
+
+    from luthier.serve.guard import Guard, PatientProtocol
 except ImportError:
     raise MissingExtra("luthier serve", "serve") from None
+
+
+LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
+KEY_VARIABLE = "LUTHIER_API_KEY"
+BACKLOG = 4096
+"""Connections that the kernel keeps for us; asyncio itself accepts fewer at a turn, so that answers go on."""
 
 
 @dataclass
@@ -38,7 +47,32 @@ class Limits:
     """Answers being made or waiting."""
     body_bytes: int = 1 << 20
     deadline_s: float = 300.0
+    per_minute: int = 0
+    """Requests that one key (or everybody, without keys) may make in a minute; 0: no such limit."""
     keys: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    """Names that the Host header may have; empty: any. Keeps pages that rebind their DNS name away."""
+
+
+class Meter:
+    """Requests by key in the running minute."""
+
+    def __init__(self, per_minute: int):
+        self.per_minute = per_minute
+        self._minute = 0
+        self._made: dict[str, int] = {}
+
+    def count(self, key: str) -> None:
+        """One more, or 429 with the seconds until the next minute."""
+        if not self.per_minute:
+            return
+        now = time.time()
+        if int(now // 60) != self._minute:
+            self._minute, self._made = int(now // 60), {}
+        if self._made.get(key, 0) >= self.per_minute:
+            wait = 60 - int(now % 60)
+            raise ApiError(429, "too many requests in this minute", "rate_limit_exceeded", retry_after=wait)
+        self._made[key] = self._made.get(key, 0) + 1
 
 
 @dataclass
@@ -52,29 +86,45 @@ class Server:
     refused: int = 0
     closing: bool = False
 
-    def admit(self, count: int) -> None:
-        """Count answers in, or 429."""
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.limits.per_minute)
+        self.classifying = asyncio.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.worker.healthy and not self.closing
+
+    def room(self, count: int = 1) -> None:
+        """503 while nothing is made, 429 where `count` answers more would be too many."""
         if self.closing:
             raise ApiError(503, "the server is shutting down", "shutting_down")
         if not self.worker.healthy:
             raise ApiError(503, "the model thread does not answer", "not_ready")
+        if count > self.limits.inflight:
+            raise ApiError(400, f"at most {self.limits.inflight} answers at once", "too_many_answers", "n")
         if self.inflight + count > self.limits.inflight:
             self.refused += 1
-            raise ApiError(429, "too many requests at once", "rate_limit_exceeded", kind="rate_limit_error")
+            raise ApiError(429, "too many requests at once", "rate_limit_exceeded")
+
+    @contextlib.contextmanager
+    def admitted(self, count: int) -> Iterator[None]:
+        """Count answers in, and out again whatever happens."""
+        self.room(count)
         self.inflight += count
+        try:
+            yield
+        finally:
+            self.inflight -= count
 
-    def leave(self, count: int) -> None:
-        """Count answers out."""
-        self.inflight -= count
 
-
-def build(server: Server) -> FastAPI:
-    """The application with all of its routes."""
+def build(server: Server) -> Guard:
+    """The application with all of its routes, behind its guard."""
     from luthier.serve import answers
 
     app = FastAPI(title="luthier", version="1", docs_url=None, redoc_url=None, lifespan=_lifespan(server))
     _errors(app)
-    _guards(app, server)
+    _schema(app, server)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -82,8 +132,7 @@ def build(server: Server) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        ready = server.worker.healthy and not server.closing
-        return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
+        return JSONResponse({"ready": server.ready}, status_code=200 if server.ready else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -93,29 +142,45 @@ def build(server: Server) -> FastAPI:
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": server.registry.describe()}
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: Chat, request: Request) -> Response:
-        return await answers.respond(server, request, answers.chat_job(server, body))
+        return await answers.respond(server, request, await asyncio.to_thread(answers.chat_job, server, body))
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAMED)
     async def completions(body: Completion, request: Request) -> Response:
-        return await answers.respond(server, request, answers.completion_job(server, body))
+        return await answers.respond(server, request, await asyncio.to_thread(answers.completion_job, server, body))
 
-    @app.post("/v1/classify")
+    @app.post("/v1/classify", responses=ERRORS)
     async def classify(body: Classify) -> dict[str, Any]:
-        return await asyncio.to_thread(answers.classify, server, body)
+        with server.admitted(1):
+            async with server.classifying:
+                return await asyncio.to_thread(answers.classify, server, body)
 
-    @app.post("/v1/adapters")
+    @app.post("/v1/adapters", responses=ERRORS)
     async def load(body: AdapterLoad) -> dict[str, Any]:
-        await asyncio.to_thread(server.registry.load_under_roots, body.name, body.path)
-        return {"id": body.name, "object": "model"}
+        names = await asyncio.to_thread(server.registry.load_under_roots, body.name, body.path)
+        return {"id": body.name, "object": "model", "models": names}
 
-    @app.delete("/v1/adapters/{name}")
+    @app.delete("/v1/adapters/{name}", responses=ERRORS)
     async def unload(name: str) -> dict[str, Any]:
         server.registry.unload(name)
         return {"id": name, "object": "model", "deleted": True}
 
-    return app
+    return Guard(app, server)
+
+
+def _schema(app: FastAPI, server: Server) -> None:
+    """/openapi.json names the models that are served right now."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        app.openapi_schema = None
+        made = plain()
+        for name in ("Chat", "Completion", "Classify"):
+            made["components"]["schemas"][name]["properties"]["model"]["enum"] = server.registry.names()
+        return made
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _lifespan(server: Server) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
@@ -142,8 +207,7 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
-        headers = {"Retry-After": "1"} if error.status in (429, 503) else {}
-        return JSONResponse(error.body(), status_code=error.status, headers=headers)
+        return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -157,60 +221,6 @@ def _errors(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         made = ApiError(error.status_code, str(error.detail), "not_found" if error.status_code == 404 else "http_error")
         return JSONResponse(made.body(), status_code=error.status_code, headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        made = ApiError(500, f"internal error ({type(error).__name__})", "internal_error")
-        return JSONResponse(made.body(), status_code=500)
-
-
-def _guards(app: FastAPI, server: Server) -> None:
-    """Keys, body size, and no cross-origin help."""
-
-    @app.middleware("http")
-    async def guard(request: Request, forward: Callable[[Request], Awaitable[Response]]) -> Response:
-        if server.limits.keys and request.url.path != "/healthz" and not _authorised(request, server.limits.keys):
-            error = ApiError(401, "missing or wrong API key", "invalid_api_key", kind="authentication_error")
-            return JSONResponse(error.body(), status_code=401, headers={"WWW-Authenticate": "Bearer"})
-        if request.method == "POST":
-            body = b""
-            async with asyncio.timeout(10):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > server.limits.body_bytes:
-                        error = ApiError(413, "the body is too large", "request_too_large")
-                        return JSONResponse(error.body(), status_code=413, headers={"Connection": "close"})
-            if problem := _json_problem(body):
-                return JSONResponse(ApiError(400, problem, "invalid_json").body(), status_code=400)
-            request._body = body
-        try:
-            return await forward(request)
-        except TimeoutError:
-            return JSONResponse(ApiError(408, "the body came too slowly", "timeout").body(), status_code=408)
-
-
-def _authorised(request: Request, keys: tuple[str, ...]) -> bool:
-    given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
-    return any([hmac.compare_digest(given, key.encode()) for key in keys])  # noqa: C419 - all keys, whichever fits
-
-
-def _json_problem(body: bytes) -> str:
-    """NaN, repeated keys and deep nesting are not accepted, though Python's reader would."""
-
-    def refuse(text: str) -> Any:
-        raise ValueError(f"{text} is not JSON")
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(items)
-        if len(made) != len(items):
-            raise ValueError("a key stands twice")
-        return made
-
-    try:
-        json.loads(body, parse_constant=refuse, object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as error:
-        return f"not valid JSON: {str(error)[:200]}"
-    return ""
 
 
 def serve(
@@ -226,36 +236,72 @@ def serve(
     emit: Callable[..., None] | None = None,
 ) -> None:
     """Load, listen, drain on SIGTERM. RecipeError for an open address without a key."""
-    import uvicorn
-
     from luthier.serve.engine import Engine
     from luthier.serve.start import prove_exact
 
     limits = limits or Limits()
-    if host not in ("127.0.0.1", "localhost", "::1") and not limits.keys:
+    if host in LOCAL:
+        limits.hosts = () if limits.keys else LOCAL
+    elif not limits.keys:
         raise RecipeError(
             f"{host} is reachable from outside, and there is no key",
             where="--host",
-            remedy="--api-key-file FILE, or stay on 127.0.0.1",
+            remedy=f"--api-key-file FILE or {KEY_VARIABLE}, or stay on 127.0.0.1",
         )
     registry = Registry(base, base_name, roots)
     for name, folder in adapters.items():
         registry.load(name, folder)
     prove_exact(Engine(base, slots=2), base)
     server = Server(registry, Worker(lambda: Engine(base, slots=slots)), limits)
+    sockets = listen(host, port)
     if emit is not None:
-        emit("serving", host=host, port=port, models=registry.names())
-    config = uvicorn.Config(
-        build(server),
-        host=host,
-        port=port,
-        log_level="warning",
-        timeout_graceful_shutdown=30,
-        timeout_keep_alive=10,
-        h11_max_incomplete_event_size=64 << 10,
-    )
+        emit("serving", host=host, port=sockets[0].getsockname()[1], models=registry.names())
     with _own_signals():
-        uvicorn.Server(config).run()
+        listener(configure(server)).run(sockets=sockets)
+
+
+def listener(config: Any) -> Any:
+    """uvicorn's server, with a longer queue in the kernel than asyncio accepts at one turn."""
+    import uvicorn
+
+    class Listener(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for one in sockets or ():
+                one.listen(BACKLOG)
+
+    return Listener(config)
+
+
+def configure(server: Server, **options: Any) -> Any:
+    """uvicorn's configuration for this server."""
+    import uvicorn
+
+    settings: dict[str, Any] = {
+        "http": PatientProtocol,
+        "ws": "none",
+        "log_level": "error",
+        "access_log": False,
+        "backlog": 128,
+        "timeout_graceful_shutdown": 30,
+        "timeout_keep_alive": 10,
+        "h11_max_incomplete_event_size": 64 << 10,
+    }
+    return uvicorn.Config(build(server), **{**settings, **options})
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """A bound socket; RecipeError where the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise RecipeError(f"{host}:{port}: {error.strerror or error}", where="--port", remedy="another port") from None
+    made.listen(BACKLOG)
+    return [made]
 
 
 @contextlib.contextmanager
@@ -270,8 +316,15 @@ def _own_signals() -> Iterator[None]:
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
-    """One key a line; empty lines and # comments are nothing."""
+    """One key a line (empty lines and # comments are nothing), and that of the environment."""
+    own = tuple(key for key in [os.environ.get(KEY_VARIABLE, "").strip()] if key)
     if path is None:
-        return ()
-    lines = path.read_text("utf-8").splitlines()
-    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+        return own
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the keys cannot be read: {error}", where="--api-key-file") from None
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise RecipeError("the file holds no key", where=str(path), remedy="one key a line")
+    return keys + own

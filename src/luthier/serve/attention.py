@@ -9,6 +9,7 @@ this function does its own masking. A model whose attention asks for something i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,9 +35,11 @@ class Span:
 class Pool:
     """Keys and values of all slots: [layers][slots, kv_heads, length, head_dim]."""
 
-    def __init__(self, layers: int, slots: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device):
-        self.shape = (layers, slots, heads, dim)
-        self.dtype, self.device = dtype, device
+    def __init__(
+        self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, limit: int | None = None
+    ):
+        self.shape = shape  # layers, slots, kv_heads, head_dim
+        self.dtype, self.device, self.limit = dtype, device, limit
         self.length = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -46,16 +49,24 @@ class Pool:
         """Make room for `length` entries a slot, by doubling; what is there stays."""
         if length <= self.length:
             return
+        if self.limit is not None and length > self.limit:
+            raise ModelError(f"{length} positions are more than the {self.limit} that the memory for keys allows")
         layers, slots, heads, dim = self.shape
         size = max(64, self.length)
         while size < length:
             size *= 2
+        size = min(size, max(64, self.limit or size))
         for store in (self.keys, self.values):
             fresh = [torch.zeros(slots, heads, size, dim, dtype=self.dtype, device=self.device) for _ in range(layers)]
             for old, new in zip(store, fresh, strict=False):
                 new[:, :, : self.length] = old
             store[:] = fresh
         self.length = size
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds."""
+        for store in (*self.keys, *self.values):
+            store[slot] = 0
 
     def bytes_per_slot(self) -> int:
         """Memory of one slot at the present length."""
@@ -85,17 +96,17 @@ class Step:
         return cls(pool, spans, count, slots, lengths)
 
 
-_CURRENT: list[Step] = []
+_CURRENT = threading.local()
 
 
 def begin(step: Step) -> None:
-    """Set the step for the forward that follows (model thread only)."""
-    _CURRENT[:] = [step]
+    """Set the step for the forward that follows in this thread."""
+    _CURRENT.step = step
 
 
 def end() -> None:
     """Forget it."""
-    _CURRENT.clear()
+    _CURRENT.step = None
 
 
 def slot_attention(
@@ -115,7 +126,7 @@ def slot_attention(
         raise ModelError(
             "attention soft caps and sinks are not served", remedy="export the model and serve it elsewhere"
         )
-    step = _CURRENT[0]
+    step = _CURRENT.step
     keys, values = step.pool.keys[module.layer_idx], step.pool.values[module.layer_idx]
     out = torch.empty_like(query)
     if step.decode:

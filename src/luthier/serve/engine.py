@@ -33,7 +33,30 @@ class Counters:
     steps: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
+    reused_tokens: int = 0
     finished: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What lies in a free slot: keys and values of `ids`, under one version of an adapter."""
+
+    version: int
+    virtual: Any
+    ids: list[int]
+
+    @classmethod
+    def of(cls, request: Request) -> Held:
+        """The ids whose keys are in the request's slot."""
+        ids = [*request.prompt, *request.made][: max(0, request.cached - request.virtual_rows)]
+        return cls(request.served.version, request.virtual, ids)
+
+    def common(self, request: Request) -> int:
+        """Leading tokens of the prompt that need not be fed again."""
+        if self.version != request.served.version or not _equal(self.virtual, request.virtual):
+            return 0
+        most = min(len(self.ids), len(request.prompt) - 1)
+        return next((at for at in range(most) if self.ids[at] != request.prompt[at]), max(0, most))
 
 
 @dataclass
@@ -49,9 +72,10 @@ class _Work:
 class Engine:
     """Slots, pool, and the step."""
 
-    def __init__(self, base: Base, slots: int = 16, budget: int = 256):
+    def __init__(self, base: Base, slots: int = 16, budget: int = 256, kv_bytes: int | None = None):
         if base.kind != "decoder":
             raise ModelError("only decoder models generate; classification runs are served by /v1/classify")
+        _refuse_moving_positions(base)
         self.base = share(base)
         self.budget = budget
         self.counters = Counters()
@@ -61,7 +85,12 @@ class Engine:
         self.free = list(range(slots))[::-1]
         facts = self.base.anatomy
         weight = next(self.base.model.parameters())
-        self.pool = Pool(len(facts.layers), slots, facts.num_kv_heads, facts.head_dim, weight.dtype, weight.device)
+        shape = (len(facts.layers), slots, facts.num_kv_heads, facts.head_dim)
+        position = 2 * shape[0] * shape[1] * shape[2] * shape[3] * weight.element_size()
+        self.window = max(1, min(facts.window, (kv_bytes or _spare_memory() // 2) // position))
+        """Positions that one request may take: the model's window, or what the memory for keys allows."""
+        self.pool = Pool(shape, weight.dtype, weight.device, self.window)
+        self.held: dict[int, Held] = {}
         self.lanes = LoraLanes(self.base.model)
         self.plain = Served("base", None, self.base)
 
@@ -85,7 +114,7 @@ class Engine:
         for lane in _lanes(works):
             try:
                 self._forward(lane)
-            except Exception as error:  # a failed forward fails its own requests; the thread lives on
+            except BaseException as error:  # a failed forward fails its own requests; the thread lives on
                 for work in lane:
                     self._finish(work.request, "error", error=f"{type(error).__name__}: {error}")
             finally:
@@ -109,10 +138,10 @@ class Engine:
 
     def _place(self, request: Request) -> None:
         request.virtual = request.served.virtual(request.prompt)
-        request.slot = self.free.pop()
+        self._take_slot(request)
         self.running.append(request)
         prefix = getattr(request.virtual, "prefix", None)
-        if prefix is None:
+        if prefix is None or request.cached:
             return
         rows = prefix[0][0].shape[-3]
         self.pool.reserve(rows)
@@ -121,6 +150,26 @@ class Engine:
                 entries = part.reshape(-1, *part.shape[-2:])[:rows]  # [P, kv_heads, head_dim]
                 store[layer][request.slot, :, :rows] = entries.transpose(0, 1)
         request.cached = rows
+
+    def _take_slot(self, request: Request) -> None:
+        """The free slot that holds most of this prompt already, for this very version of the adapter.
+
+        Keys and values depend on the adapter, so tokens alone are no key; and on the virtual tokens, which may
+        depend on the prompt. One token is always left to feed.
+        """
+        best, common = self.free[0], 0
+        for slot in self.free:
+            shared = self.held[slot].common(request) if slot in self.held else 0
+            if shared > common:
+                best, common = slot, shared
+        self.free.remove(best)
+        self.held.pop(best, None)
+        request.slot = best
+        if common:
+            request.cached = request.virtual_rows + common
+            request.fed = request.prefix_rows + common
+            request.reused = common
+            self.counters.reused_tokens += common
 
     def _plan(self) -> list[_Work]:
         works = [_Work(request, 1, True) for request in self.running if not request.rows_to_feed]
@@ -135,9 +184,8 @@ class Engine:
     def _forward(self, works: list[_Work]) -> None:
         """One flat row [1, T] through the tree of this lane."""
         works.sort(key=lambda work: work.rows > 1)
-        served = works[0].request.served
-        shared = served.lora is not None or served.adapted is None
-        tree = self.base if shared else served.base
+        shared = works[0].request.served.shared
+        tree = self.base if shared else works[0].request.served.base
         spans = [Span(work.request.slot, work.request.cached, work.rows) for work in works]
         self.pool.reserve(max(span.cached + span.rows for span in spans))
         if shared:
@@ -218,8 +266,40 @@ class Engine:
         if request in self.waiting:
             self.waiting.remove(request)
         if request.slot >= 0:
+            if finish in ("stop", "length"):
+                self.held[request.slot] = Held.of(request)
+            else:  # 0 · NaN is NaN: masked entries of a sick request would reach the next one
+                self.pool.clear(request.slot)
             self.free.append(request.slot)
             request.slot = -1
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two prompts have the same virtual tokens."""
+    if one is None or other is None:
+        return one is other
+    if one.prompt is not None:
+        return torch.equal(one.prompt, other.prompt)
+    pairs = zip(one.prefix, other.prefix, strict=True)
+    return all(torch.equal(left[0], right[0]) and torch.equal(left[1], right[1]) for left, right in pairs)
+
+
+def _refuse_moving_positions(base: Base) -> None:
+    """Frequencies that follow the longest row of a batch would let one request change another."""
+    rope = getattr(base.model.config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
+    if kind in ("dynamic", "longrope"):
+        raise ModelError(
+            f"{kind} positions depend on the length of the text, so requests cannot share a forward",
+            where="context",
+            remedy="`luthier chat`, or train with context yarn",
+        )
+
+
+def _spare_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _lanes(works: Sequence[_Work]) -> list[list[_Work]]:
@@ -227,6 +307,5 @@ def _lanes(works: Sequence[_Work]) -> list[list[_Work]]:
     lanes: dict[Any, list[_Work]] = {}
     for work in works:
         served = work.request.served
-        shared = served.lora is not None or served.adapted is None
-        lanes.setdefault(0 if shared else served.version, []).append(work)
+        lanes.setdefault(0 if served.shared else served.version, []).append(work)
     return list(lanes.values())

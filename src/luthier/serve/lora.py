@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.core.errors import ModelError
 from luthier.serve.adapters import Served
 
 KEPT_SETS = 8
@@ -40,7 +41,6 @@ class LoraLanes:
         self._sets: OrderedDict[tuple[int, ...], _Set] = OrderedDict()
         self._current: _Set | None = None
         self._rows: Tensor | None = None
-        self._head_rows: Tensor | None = None
 
     def using(self, rows: Sequence[Served]) -> None:
         """One adapter (or the base) for each row of the coming forward."""
@@ -50,14 +50,16 @@ class LoraLanes:
             return
         members.sort(key=lambda served: served.version)
         self._current = self._set(tuple(members))
-        place = {id(served): index for index, served in enumerate(members)}
-        self._rows = torch.tensor([place.get(id(served), len(members)) for served in rows])
+        place = {id(served): index for index, served in enumerate(self._current.members)}
+        device = self._linears[next(iter(self._current.a))].weight.device
+        self._rows = torch.tensor([place.get(id(served), len(place)) for served in rows], device=device)
 
     def _set(self, members: tuple[Served, ...]) -> _Set:
         key = tuple(served.version for served in members)
-        if key in self._sets:
-            self._sets.move_to_end(key)
-            return self._sets[key]
+        known = key if key in self._sets else self._wider(key)
+        if known:
+            self._sets.move_to_end(known)
+            return self._sets[known]
         names = dict.fromkeys(name for served in members for name in served.lora or ())
         made = _Set(members, {}, {}, {})
         for name in names:
@@ -77,6 +79,11 @@ class LoraLanes:
             self._sets.popitem(last=False)
         return made
 
+    def _wider(self, key: tuple[int, ...]) -> tuple[int, ...]:
+        """A set that holds these adapters and few others: requests that end must not cause a new one each."""
+        wide = [known for known in self._sets if len(known) <= 2 * len(key) + 2 and set(key) <= set(known)]
+        return min(wide, key=len, default=())
+
     def _hook(self, name: str) -> None:
         if name in self._hooked:
             return
@@ -89,7 +96,7 @@ class LoraLanes:
             x = inputs[0]
             flat = x.reshape(-1, x.shape[-1])
             if len(flat) != len(self._rows):
-                return output
+                raise ModelError(f"{name} sees {len(flat)} rows, {len(self._rows)} were announced")
             change = (flat.to(current.a[name].dtype) @ current.a[name]) * current.masks[name][self._rows]
             return output + (change @ current.b[name]).view(output.shape).to(output.dtype)
 

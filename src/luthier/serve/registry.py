@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.models.base import Base
-from luthier.serve.adapters import Served, open_adapter
+from luthier.serve.adapters import Served, new, open_adapter, tasks_of
 from luthier.serve.schema import ApiError
 
 
@@ -20,6 +21,8 @@ class Registry:
         self.base, self.base_name = base, base_name
         self.roots = tuple(root.resolve() for root in roots)
         self.created = int(time.time())
+        self.template: Any = None
+        """How the base is asked: like the first adapter, so that both can be compared."""
         self._lock = threading.Lock()
         self._served: dict[str, Served] = {base_name: Served(base_name, None, base)}
 
@@ -47,8 +50,11 @@ class Registry:
             for name in self.names()
         ]
 
-    def load(self, name: str, folder: Path) -> Served:
-        """Open and publish; an old adapter of that name goes on serving its running requests."""
+    def load(self, name: str, folder: Path) -> list[str]:
+        """Open and publish; an old adapter of that name goes on serving its running requests.
+
+        A library of prefixes becomes one model for each task, NAME:TASK. Returns the model names.
+        """
         if name == self.base_name:
             raise ApiError(400, "the base's name cannot be replaced", "invalid_name", "name")
         with self._lock:
@@ -56,26 +62,46 @@ class Registry:
                 served = open_adapter(name, folder, self.base)
             except LuthierError as error:
                 raise ApiError(400, f"the adapter was refused: {error.what}", "adapter_refused", "path") from None
-            self._served = {**self._served, name: served}
-        return served
+            made = {name: served}
+            if tasks := tasks_of(served):
+                made = {f"{name}:{task}": replace(served, task=at, version=new()) for at, task in enumerate(tasks)}
+            self._served = {**self._without(name), **made}
+            if self.template is None and served.adapted is not None and not served.adapted.task.has_head:
+                self.template = served.adapted.template
+        return list(made)
 
-    def load_under_roots(self, name: str, path: str) -> Served:
-        """Like `load`, for paths that come over the network: only inside the roots, links resolved first."""
-        if "\x00" in path:
-            raise ApiError(400, "not a path", "invalid_path", "path")
+    def _without(self, name: str) -> dict[str, Served]:
+        return {key: value for key, value in self._served.items() if key.partition(":")[0] != name}
+
+    def load_under_roots(self, name: str, path: str) -> list[str]:
+        """Like `load`, for paths that come over the network: plain names below a root, through no link."""
+        parts = path.split("/")
+        if any(part in ("", ".", "..") or "\x00" in part or len(part) > 255 for part in parts):
+            raise ApiError(400, "a path below the directories named at start, without . and ..", "invalid_path", "path")
         for root in self.roots:
-            try:
-                candidate = (root / path).resolve(strict=False)
-            except (OSError, RuntimeError, ValueError):
-                continue
-            if candidate.is_relative_to(root) and candidate.is_dir():
-                return self.load(name, candidate)
+            if _below(root, parts):
+                return self.load(name, root.joinpath(*parts))
         raise ApiError(404, "no such adapter under the directories named at start", "adapter_not_found", "path")
 
     def unload(self, name: str) -> None:
         """Take a name away; its running requests finish."""
         if name == self.base_name:
             raise ApiError(400, "the base cannot be unloaded", "invalid_name", "name")
-        self.get(name)
         with self._lock:
-            self._served = {key: value for key, value in self._served.items() if key != name}
+            left = self._without(name)
+            if len(left) == len(self._served):
+                self.get(name)
+            self._served = left
+
+
+def _below(root: Path, parts: list[str]) -> bool:
+    """Whether each part is a folder, not a link: nothing outside of the root is even looked at."""
+    place = root
+    for part in parts:
+        place = place / part
+        try:
+            if place.is_symlink() or not place.is_dir():
+                return False
+        except (OSError, ValueError):
+            return False
+    return True

@@ -49,6 +49,14 @@ class Request:
     generator: torch.Generator | None = None
     virtual: Any = None
     finish: Finish | None = None
+    reused: int = 0
+    """Prompt tokens whose keys and values an earlier request had left."""
+
+    @property
+    def virtual_rows(self) -> int:
+        """Entries of the slot that stand before the prompt's own tokens."""
+        prefix = getattr(self.virtual, "prefix", None)
+        return self.prefix_rows if prefix is None else int(prefix[0][0].shape[-3])
 
     @property
     def prefix_rows(self) -> int:

@@ -16,10 +16,24 @@ NOT_SERVED = ("tools", "tool_choice", "functions", "function_call", "audio", "mo
 class ApiError(Exception):
     """An error in OpenAI's shape."""
 
-    def __init__(self, status: int, message: str, code: str, param: str | None = None, kind: str = ""):
+    def __init__(
+        self, status: int, message: str, code: str, param: str | None = None, kind: str = "", retry_after: int = 1
+    ):
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
-        self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+        usual = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
+        self.kind = kind or usual
+        self.retry_after = retry_after
+
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to the status."""
+        return {
+            401: {"WWW-Authenticate": "Bearer"},
+            408: {"Connection": "close"},
+            413: {"Connection": "close"},
+            429: {"Retry-After": str(self.retry_after)},
+            503: {"Retry-After": str(self.retry_after)},
+        }.get(self.status, {})
 
     def body(self) -> dict[str, Any]:
         """The JSON that goes out."""
@@ -43,6 +57,48 @@ def _number(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_integral)]
 Real = Annotated[float, BeforeValidator(_number)]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error shape."""
+
+    error: ErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "the request is wrong",
+        401: "no or a wrong key",
+        403: "another origin",
+        404: "no such model or path",
+        408: "the body came too slowly",
+        413: "the body is too large",
+        422: "never sent; wrong requests are 400",
+        429: "too many at once: Retry-After says when",
+        500: "this request failed inside",
+        503: "not ready, or going down",
+        504: "the deadline has passed",
+    }.items()
+}
+"""Every error of every route, for the OpenAPI schema."""
+
+STREAMED: dict[int | str, dict[str, Any]] = {
+    **ERRORS,
+    200: {
+        "description": "the answer; with `stream` as server-sent events",
+        "content": {"application/json": {"schema": {}}, "text/event-stream": {"schema": {"type": "string"}}},
+    },
+}
 
 
 class _Body(BaseModel):
@@ -152,7 +208,7 @@ class Classify(BaseModel):
     """POST /v1/classify"""
 
     model: str = Field(min_length=1, max_length=200)
-    input: str | list[str]
+    input: str | Annotated[list[str], Field(min_length=1, max_length=64)]
 
 
 class AdapterLoad(BaseModel):

@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable
 
 from luthier.serve.engine import Engine
-from luthier.serve.request import Request
+from luthier.serve.request import Request, Token
 
-ALIVE_WITHIN = 30.0
-"""Seconds without a heartbeat after which the server is not ready (a long prompt chunk takes a few)."""
+STALLED_AFTER = 30.0
+"""Seconds without a heartbeat after which the thread is given up (a prompt chunk of a large model takes a few)."""
 
 
 class Worker:
     """Owns the engine's thread. `submit` and `wake` are safe from any thread."""
 
-    def __init__(self, build: Callable[[], Engine]):
+    def __init__(self, build: Callable[[], Engine], stalled_after: float = STALLED_AFTER):
         self._build = build
+        self.stalled_after = stalled_after
         self.engine = build()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -38,28 +39,34 @@ class Worker:
     @property
     def healthy(self) -> bool:
         """The thread lives and its heartbeat is fresh."""
-        return self._thread.is_alive() and time.monotonic() - self.beat < ALIVE_WITHIN
+        return self._thread.is_alive() and time.monotonic() - self.beat < self.stalled_after
 
     def revive(self) -> None:
-        """Start a new thread where the old one ended (the watchdog calls this)."""
-        if self._thread.is_alive() or self._stop.is_set():
+        """A new engine and thread where the old thread ended or hangs (the watchdog calls this).
+
+        A thread that hangs cannot be ended; should it wake up, it finds that it was replaced and ends.
+        """
+        if self.healthy or self._stop.is_set():
             return
         self.restarts += 1
-        lost = [*self.engine.running, *self.engine.waiting, *self.engine.inbox]
-        self.engine = self._build()
-        for request in lost:
-            self.engine._finish(request, "error", error="the model thread ended; it was restarted")
+        old, self.engine = self.engine, self._build()
+        self.engine.counters = old.counters
+        self.beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="luthier-model", daemon=True)
         self._thread.start()
+        for request in [*old.running, *old.waiting, *old.inbox]:
+            request.cancelled = True
+            request.deliver(Token(None, "error", error="the model thread was lost and replaced"))
 
     def _run(self) -> None:
         import torch
 
         torch.set_num_threads(max(1, torch.get_num_threads()))
-        while not self._stop.is_set():
+        engine, own = self.engine, threading.current_thread()
+        while not self._stop.is_set() and self._thread is own:
             self.beat = time.monotonic()
-            if not self.engine.step():
-                self._wake.wait(0.05 if not self.engine.idle else 0.5)
+            if not engine.step():
+                self._wake.wait(0.05 if not engine.idle else 0.5)
                 self._wake.clear()
 
     def close(self, grace: float = 30.0) -> None:

@@ -1,11 +1,13 @@
 """The slot engine says for every adapter, in any company, what `generate` says for it alone (SERVING 7, rows 1–5)."""
 
+import dataclasses
 import random
 
 import pytest
 import torch
 
 from luthier.adapted import load
+from luthier.core.errors import ModelError
 from luthier.models import decode
 from luthier.serve.engine import Engine
 from luthier.serve.registry import Registry
@@ -30,19 +32,30 @@ def expected(adapters):
     known = {}
     for name, folder in adapters.folders.items():
         adapted = load(folder)
-        known[name] = {text: alone(adapted, text) for text in PROMPTS}
-    with adapted.off():
-        pass
+        tasks = adapted.attached.facts.get("tasks", [""]) if name == "library" else [""]
+        for number, task in enumerate(tasks):
+            known[f"{name}:{task}" if task else name] = {text: alone(adapted, text, number) for text in PROMPTS}
     plain = load(adapters.folders["lora-a"])
     with plain.off():
         known["base"] = {text: alone(plain, text) for text in PROMPTS}
     return known
 
 
-def alone(adapted, text):
+class OfTask:
+    """An adapted model whose rows all belong to one task."""
+
+    def __init__(self, adapted, number):
+        self.base, self.adapted, self.number = adapted.base, adapted, number
+
+    def virtual(self, batch):
+        tasks = torch.full((len(batch.row_ids),), self.number)
+        return self.adapted.virtual(dataclasses.replace(batch, tasks=tasks))
+
+
+def alone(adapted, text, task=0):
     ids = adapted.prompt_ids(text)
     stops = adapted.base.stop_ids
-    return decode.generate(adapted, [ids], max_new_tokens=NEW, stop_ids=stops)[0].ids
+    return decode.generate(OfTask(adapted, task), [ids], max_new_tokens=NEW, stop_ids=stops)[0].ids
 
 
 def ask(registry, name, text, deliver, **sampling):
@@ -101,13 +114,16 @@ def test_seeded_sampling_does_not_depend_on_company(registry, base):
     assert first == answer(6, 256) == answer(6, 7)
 
 
-def test_joining_leaving_cancelling_and_swapping(registry, expected, base, adapters):
-    """300 requests at random times; cancelled ones are right as far as they came."""
-    source = random.Random(3)
+@pytest.mark.parametrize(
+    ("seed", "count"), [(3, 100), *(pytest.param(seed, 300, marks=pytest.mark.soak) for seed in range(5))]
+)
+def test_joining_leaving_cancelling_and_swapping(registry, expected, base, adapters, seed, count):
+    """Requests at random times; cancelled ones are right as far as they came."""
+    source = random.Random(seed)
     engine = Engine(base, slots=6, budget=24)
     names = ["base", "lora-a", "lora-b", "prefix-a", "prompt", "bottleneck"]
     asked = []
-    for index in range(300):
+    for index in range(count):
         name, text = source.choice(names), source.choice(PROMPTS)
         request = ask(registry, name, text, lambda token: None)
         asked.append((name, text, request))
@@ -116,7 +132,7 @@ def test_joining_leaving_cancelling_and_swapping(registry, expected, base, adapt
             engine.step()
         if source.random() < 0.12:
             source.choice(asked)[2].cancelled = True
-        if index % 60 == 30:
+        if index % 40 == 30:
             registry.load("lora-a", adapters.folders["lora-a"])
     drain(engine)
     for name, text, request in asked:
@@ -143,7 +159,8 @@ def test_a_failing_forward_fails_its_own_requests_only(registry, expected, base)
 
 def test_weights_that_are_not_finite_fail_their_own_requests_only(registry, expected, base, adapters):
     engine = Engine(base, slots=4)
-    held = registry.load("sick", adapters.folders["prefix-b"])
+    registry.load("sick", adapters.folders["prefix-b"])
+    held = registry.get("sick")
     with torch.no_grad():
         for weight in held.adapted.parameters_by_name().values():
             weight.fill_(float("nan"))
@@ -155,3 +172,39 @@ def test_weights_that_are_not_finite_fail_their_own_requests_only(registry, expe
     registry.unload("sick")
     assert "finite" in errors[-1]
     assert good.made == expected["prefix-a"][PROMPTS[0]]
+    after = [ask(registry, "base", text, lambda token: None) for text in PROMPTS]
+    for request in after:  # the sick request's slot too is used again, beside longer ones
+        engine.submit(request)
+    drain(engine)
+    assert [request.made for request in after] == [expected["base"][text] for text in PROMPTS]
+
+
+def test_a_prompt_that_was_seen_is_not_fed_again_for_the_same_adapter_only(registry, expected, base):
+    """SERVING 7, row 5: keys belong to a version of an adapter, not to tokens."""
+    text, names = PROMPTS[2], ["base", "lora-a", "lora-b", "prefix-a", "prompt", "bottleneck", "dynamic"]
+    engine = Engine(base, slots=8)
+    for name in names:
+        request = ask(registry, name, text, lambda token: None)
+        engine.submit(request)
+        drain(engine)
+        assert request.made == expected[name][text]
+        assert request.reused == 0
+    fed = engine.counters.prompt_tokens
+    again = [ask(registry, name, text, lambda token: None) for name in names]
+    for request in again:
+        engine.submit(request)
+    drain(engine)
+    assert [request.made for request in again] == [expected[name][text] for name in names]
+    assert [request.reused for request in again] == [len(request.prompt) - 1 for request in again]
+    assert engine.counters.prompt_tokens - fed == len(names)
+
+
+def test_memory_for_keys_bounds_what_one_request_may_take(base):
+    shape = (len(base.anatomy.layers), 2, base.anatomy.num_kv_heads, base.anatomy.head_dim)
+    position = 2 * shape[0] * shape[1] * shape[2] * shape[3] * 4
+    engine = Engine(base, slots=2, kv_bytes=80 * position)
+    assert engine.window == 80
+    engine.pool.reserve(80)
+    assert engine.pool.bytes_per_slot() * 2 == 80 * position
+    with pytest.raises(ModelError, match="81 positions"):
+        engine.pool.reserve(81)

@@ -1,7 +1,6 @@
 """The server as OpenAI's own client and plain HTTP see it (SERVING 7, rows 9–15; contract 6)."""
 
 import concurrent.futures
-import contextlib
 import json
 import socket
 import threading
@@ -10,37 +9,12 @@ import time
 import httpx
 import openai
 import pytest
-import uvicorn
+from serving_world import running, settled
 
 from luthier.adapted import load
-from luthier.serve.app import Limits, Server, build
-from luthier.serve.engine import Engine
-from luthier.serve.registry import Registry
-from luthier.serve.worker import Worker
 
 SERVED = ("lora-a", "prefix-a", "prompt", "bottleneck", "p_tuning")
 QUESTION = [{"role": "user", "content": "Where does Ada Moser live?"}]
-
-
-@contextlib.contextmanager
-def running(base, folders, root=None, **limits):
-    registry = Registry(base, "base", (root,) if root else ())
-    for name, folder in folders.items():
-        registry.load(name, folder)
-    server = Server(registry, Worker(lambda: Engine(base, slots=8)), Limits(**limits))
-    config = uvicorn.Config(build(server), port=0, log_level="error", timeout_graceful_shutdown=2)
-    http = uvicorn.Server(config)
-    thread = threading.Thread(target=http.run, daemon=True)
-    thread.start()
-    until = time.monotonic() + 20
-    while not http.started and time.monotonic() < until:
-        time.sleep(0.01)
-    server.url = f"http://127.0.0.1:{http.servers[0].sockets[0].getsockname()[1]}"
-    try:
-        yield server
-    finally:
-        http.should_exit = True
-        thread.join(timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -202,13 +176,6 @@ def test_health_readiness_metrics_and_schema(server):
 def test_unknown_paths_and_methods_have_openai_s_shape(server):
     assert httpx.get(f"{server.url}/v1/nothing").json()["error"]["code"] == "not_found"
     assert httpx.get(f"{server.url}/v1/completions").status_code == 405
-
-
-def settled(server, seconds=5.0):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and (server.inflight or not server.worker.engine.idle):
-        time.sleep(0.02)
-    return server.inflight == 0 and server.worker.engine.idle
 
 
 def test_a_client_that_goes_away_frees_its_slot(server):

@@ -1,0 +1,101 @@
+"""The engine over architectures (SERVING 7, row 3): each kind in company says what it says alone, or is refused."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier.adapted import attach, load_onto
+from luthier.core.errors import ModelError
+from luthier.data.templates import choose
+from luthier.models import decode
+from luthier.models.load import load_base
+from luthier.models.settings import ModelSettings
+from luthier.serve.engine import Engine
+from luthier.serve.registry import Registry
+from luthier.serve.request import Request, Sampling
+from luthier.serve.start import prove_exact
+from luthier.tasks import TASKS
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "battery"))
+import models
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **models.SMALL}
+MORE = {"intermediate_size": 48, "max_position_embeddings": models.WINDOW, **SIZES}
+
+
+def config(kind):
+    import transformers as t
+
+    if kind == "mistral":
+        return t.MistralConfig(num_key_value_heads=2, sliding_window=16, **MORE)
+    if kind == "neox":
+        return t.GPTNeoXConfig(hidden_dropout=0.0, attention_dropout=0.0, **MORE)
+    if kind == "gemma2":
+        return t.Gemma2Config(num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, **MORE)
+    return models._config(kind)
+
+
+@pytest.fixture
+def saved(request, tmp_path):
+    """A folder with a tiny random model of the family, its weights strong enough that answers differ."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config(request.param))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(4)
+    model.save_pretrained(tmp_path / "model")
+    models.tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+METHODS = {"lora": {"name": "lora", "r": 4, "targets": "all-linear"}, "prefix": {"name": "prefix", "length": 3},
+           "prompt": {"name": "prompt", "length": 2}, "bottleneck": {"name": "bottleneck", "reduction": 4}}  # fmt: skip
+
+
+@pytest.mark.parametrize("saved", ["llama", "qwen3", "mistral", "gpt2", "neox", "opt"], indirect=True)
+def test_a_family_in_company_is_what_it_is_alone(saved):
+    path = str(saved / "model")
+    base = load_base(ModelSettings(path=path))
+    prove_exact(Engine(base, slots=2), base)
+    registry, expected = Registry(base, "base"), {}
+    prompts = [[5, 9, 11, 30], list(range(3, 25)), [40, 41]]
+    for number, (name, method) in enumerate(METHODS.items()):
+        own = load_base(ModelSettings(path=path))
+        task = TASKS.parse("language_model")
+        adapted = attach(own, method, task, choose("plain", own.tokenizer, "language_model"), seed=number)
+        with torch.no_grad():
+            for weight in adapted.parameters_by_name().values():
+                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 0.2)
+        adapted.save(saved / name)
+        again = load_onto(saved / name, load_base(ModelSettings(path=path)))
+        expected[name] = decode.generate(again, prompts, max_new_tokens=12, stop_ids=(2,))
+        registry.load(name, saved / name)
+    with again.off():
+        expected["base"] = decode.generate(again, prompts, max_new_tokens=12, stop_ids=(2,))
+    engine = Engine(base, slots=4, budget=16)
+    asked = []
+    for at, ids in enumerate(prompts):
+        for name in expected:
+            sampling = Sampling(temperature=0.0, max_new_tokens=12)
+            request = Request(registry.get(name), list(ids), sampling, lambda token: None, frozenset((2,)))
+            asked.append((name, at, request))
+            engine.submit(request)
+    for _ in range(2000):
+        engine.step()
+        if engine.idle:
+            break
+    wrong = [(name, at) for name, at, request in asked if request.made != expected[name][at].ids]
+    assert wrong == []
+    assert len({tuple(expected[name][1].ids) for name in expected}) >= 4
+
+
+@pytest.mark.parametrize("saved", ["gemma2"], indirect=True)
+def test_soft_caps_are_refused_with_a_clear_word(saved):
+    base = load_base(ModelSettings(path=str(saved / "model")))
+    with pytest.raises(ModelError, match=r"soft caps|cannot run"):
+        prove_exact(Engine(base, slots=2), base)
