@@ -258,3 +258,63 @@ def test_hot_swaps_never_mix_answers(base, adapters):
         stop.set()
         swapper.join()
         assert set(texts) <= right
+
+
+def test_logprobs_are_those_of_the_model_plain_and_streamed(client, base):
+    text = "Ada Moser lives in"
+    options = {"model": "base", "prompt": text, "temperature": 0, "max_tokens": 5, "logprobs": 2}
+    said = client.completions.create(**options).choices[0].logprobs
+    ids = base.tokenizer(text, return_tensors="pt")["input_ids"]
+    best = base.model(ids).logits[0, -1].double().log_softmax(-1)
+    assert said.token_logprobs[0] == pytest.approx(float(best.max()), abs=1e-4)
+    assert said.tokens[0] == base.tokenizer.decode([int(best.argmax())])
+    assert said.text_offset[:2] == [0, len(said.tokens[0])]
+    chunks = client.completions.create(**options, stream=True)
+    streamed = [one for chunk in chunks for one in chunk.choices[0].logprobs.token_logprobs]
+    assert streamed == pytest.approx(said.token_logprobs)
+    chat = {"model": "base", "messages": QUESTION, "max_tokens": 5, "temperature": 0, "logprobs": True}
+    whole = client.chat.completions.create(**chat).choices[0].logprobs.content
+    parts = [c.choices[0].logprobs for c in client.chat.completions.create(**chat, stream=True)]
+    assert [one.token for part in parts if part for one in part.content] == [one.token for one in whole]
+
+
+def test_the_client_s_stream_helper_and_unknown_fields(client):
+    options = {"model": "lora-a", "messages": QUESTION, "temperature": 0, "max_tokens": 40}
+    whole = client.chat.completions.create(**options).choices[0]
+    stop = whole.message.content[4:7]
+    with client.chat.completions.stream(**options, stop=stop) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].finish_reason == "stop"
+    assert whole.message.content.startswith(final.choices[0].message.content)
+    raw = client.chat.completions.with_raw_response.create(**options, extra_body={"mirostat": 2})
+    assert raw.headers["x-luthier-ignored"] == "mirostat"
+
+
+def test_a_prompt_is_byte_identical_to_that_of_training(server, adapters):
+    from luthier.serve.answers import chat_job
+    from luthier.serve.schema import Chat
+
+    for name in SERVED:
+        job = chat_job(server, Chat(model=name, messages=QUESTION))
+        assert job.prompts == [load(adapters.folders[name]).prompt_ids(QUESTION[0]["content"])]
+
+
+def test_an_adapter_that_changes_nothing_or_belongs_to_another_base_is_refused(server, adapters):
+    """SERVING 7, row 15."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    zero, other = adapters.root / "zero", adapters.root / "other"
+    shutil.copytree(adapters.folders["lora-a"], zero)
+    weights = load_file(zero / "adapter_model.safetensors")
+    save_file({name: tensor * 0 for name, tensor in weights.items()}, zero / "adapter_model.safetensors")
+    shutil.copytree(adapters.folders["lora-a"], other)
+    card = json.loads((other / "luthier.json").read_text())
+    card["base"]["fingerprint"]["weights"] = "0" * 64
+    (other / "luthier.json").write_text(json.dumps(card))
+    for path, word in (("zero", "nothing"), ("other", "weights")):
+        answer = post(server, "/v1/adapters", name="new", path=path)
+        assert answer.status_code == 400
+        assert word in answer.json()["error"]["message"]
+    assert post(server, "/v1/completions", model="new", prompt="a").status_code == 404

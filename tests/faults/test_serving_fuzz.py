@@ -1,0 +1,79 @@
+"""Requests made from the server's own OpenAPI schema, right ones and wrong ones (FAULTS F4; SERVING 7, row 11)."""
+
+import collections
+import time
+
+import httpx
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis import GenerationMode
+from serving import made, running, settled
+
+from luthier.models.load import load_base
+from luthier.models.settings import ModelSettings
+
+OPERATIONS = ("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/adapters")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    root = tmp_path_factory.mktemp("fuzzed").resolve()
+    made(root, "lora", {"name": "lora", "r": 4})
+    made(root, "clubs", {"name": "lora", "r": 4}, "classify", ("a", "b"))
+    base = load_base(ModelSettings(path="builtin"))
+    with running(base, {"lora": root / "lora", "clubs": root / "clubs"}, root) as found:
+        yield found
+
+
+def small(schema):
+    """The served schema, with answers of a few tokens, so that thousands of cases take minutes."""
+    parts = schema["components"]["schemas"]
+    for name, most in (("Chat", 3), ("Completion", 3)):
+        fields = parts[name]["properties"]
+        for field in ("max_tokens", "max_completion_tokens"):
+            if field in fields:
+                fields[field] = {"type": "integer", "minimum": 1, "maximum": most}
+        fields["n"] = {"type": "integer", "minimum": 1, "maximum": 2}
+        parts[name]["required"] = sorted({*parts[name].get("required", ()), "max_tokens"})
+    return schema
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("examples", [25, pytest.param(1250, marks=pytest.mark.soak)])
+def test_fault_F4_requests_from_the_schema(server, figure, examples, capsys):
+    """Each operation × {positive, negative} × examples: never a 5xx, never slower than 5 s, errors in shape."""
+    raw = httpx.get(f"{server.url}/openapi.json").json()
+    assert raw["components"]["schemas"]["Chat"]["properties"]["model"]["enum"] == ["base", "lora", "clubs"]
+    schema = schemathesis.openapi.from_dict(small(raw))
+    codes, slowest, client = collections.Counter(), [0.0], httpx.Client(base_url=server.url, timeout=30)
+    for path in OPERATIONS:
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+
+            @hypothesis.settings(
+                max_examples=examples, database=None, derandomize=True, deadline=None,
+                suppress_health_check=list(hypothesis.HealthCheck), phases=[hypothesis.Phase.generate],
+            )  # fmt: skip
+            @hypothesis.given(case=schema[path]["POST"].as_strategy(generation_mode=mode))
+            def one(case, path=path, mode=mode):
+                start = time.monotonic()
+                answer = case.call(base_url=server.url)
+                slowest[0] = max(slowest[0], time.monotonic() - start)
+                codes[path, mode.value, answer.status_code] += 1
+                assert answer.status_code < 500, answer.text
+                if answer.status_code >= 400:
+                    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+            one()
+    total = sum(codes.values())
+    with capsys.disabled():
+        print(f"\nF4: {total} cases, slowest {slowest[0]:.2f} s")
+        for (path, mode, code), count in sorted(codes.items()):
+            print(f"    {path} {mode} {code}: {count}")
+    assert codes["/v1/completions", "positive", 200] > 0
+    assert codes["/v1/chat/completions", "positive", 200] > 0
+    assert slowest[0] < 5
+    assert client.get("/readyz").status_code == 200
+    assert server.worker.restarts == 0
+    assert settled(server)
+    figure(total, total)
