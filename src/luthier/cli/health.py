@@ -11,7 +11,9 @@ from luthier.core.errors import RecipeError
 
 
 def command(
-    run: Annotated[Path | None, typer.Argument(help="Run directory.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Run directory, or an adapter folder (PEFT's format).")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model of an adapter folder.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Rows that an adapter folder is looked at with.")] = None,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Plant every fault on a small model and show the confusion matrix.")
     ] = False,
@@ -25,10 +27,16 @@ def command(
     from luthier.cli.console import json_out
     from luthier.cli.progress import Progress
     from luthier.cli.tables import diagnoses
-    from luthier.pipeline import later
+    from luthier.pipeline import foreign, later
 
     with Progress() as progress:
-        found = later.health(run, [progress])
+        if foreign.is_adapter(run):
+            judged = foreign.bring(run, base, str(data) if data else None)
+            found = foreign.health(judged, [progress])
+        elif base or data:
+            raise RecipeError(f"{run} is a run and knows its base and rows", remedy="leave --base and --data out")
+        else:
+            found = later.health(run, [progress])
     if json:
         json_out(found)
     else:

@@ -83,8 +83,9 @@ def evaluate(
     parts = slicing.parts(rows, by_id, lengths_of(rows))
     one = SLICE_METRIC[problem] if SLICE_METRIC[problem] in tuned.scores else "loss"
     values["slices"] = slicing.compare(parts, base.scores[one], tuned.scores[one], one, SLICE_RESAMPLES, seed)
-    sources = [str(e.source) if (e := asking.example_of(name, by_id)) else "" for name in _ids(rows)]
-    values["extremes"] = slicing.extremes(rows, sources, base.losses.means, tuned.losses.means)
+    shown = [asking.example_of(name, by_id) for name in _ids(rows)]
+    sources = ["" if example is None else str(example.source) for example in shown]
+    values["extremes"] = slicing.extremes(rows, shown, base.losses.means, tuned.losses.means)
     values |= _by_class(rows, base, tuned, problem, labels) if problem in ("single", "multi") else {}
     if settings.guard:
         emit("stage", name="evaluate.guards", files=len(settings.guard))

@@ -14,6 +14,8 @@ from luthier.metrics.scored import Scored
 
 SMALL = 30
 """Slices with fewer rows are marked: their numbers say little."""
+SHOWN = 160
+"""Characters of each turn of a row that is listed with its text."""
 MOST = 40
 """Slices of one group that are listed, the largest first."""
 
@@ -72,16 +74,22 @@ def compare(
 
 
 def extremes(
-    rows: Sequence[Row], sources: Sequence[str], base: np.ndarray, tuned: np.ndarray, most: int = 10
+    rows: Sequence[Row],
+    examples: Sequence[Example | None],
+    base: np.ndarray,
+    tuned: np.ndarray,
+    most: int = 10,
 ) -> dict[str, Any]:
-    """Rows with the largest win, the largest loss, and the highest remaining loss, by mean loss of the row."""
+    """Rows with the largest win, the largest loss, and the highest remaining loss, by mean loss of the row; each with
+    its source and the beginning of its text."""
     change = tuned - base
 
     def listed(order: np.ndarray) -> list[dict[str, Any]]:
         return [
             {
                 "id": rows[i].id,
-                "source": sources[i],
+                "source": "" if (one := examples[i]) is None else str(one.source),
+                "text": _shown(one),
                 "base_loss": float(base[i]),
                 "tuned_loss": float(tuned[i]),
                 "change": float(change[i]),
@@ -98,3 +106,12 @@ def extremes(
         "better": int((change < 0).sum()),
         "worse": int((change > 0).sum()),
     }
+
+
+def _shown(example: Example | None) -> str:
+    """Prompt → answer (or label), each cut."""
+    if example is None:
+        return ""
+    turns = [" ".join(turn.text.split()) for turn in example.turns]
+    parts = [text if len(text) <= SHOWN else text[:SHOWN].rstrip() + " …" for text in turns if text]
+    return " → ".join([*parts, *([] if example.label is None else [str(example.label)])])

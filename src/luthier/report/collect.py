@@ -44,6 +44,10 @@ class Facts:
     cost: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     lineage: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """Of every stage before the last: number, task, window, steps, losses."""
+    window: dict[str, Any] = field(default_factory=dict)
+    """Loss by position and passkeys of a run with a longer window."""
     unreadable: list[str] = field(default_factory=list)
     """Files that exist and could not be read."""
 
@@ -75,8 +79,34 @@ def collect(run: RunDir) -> Facts:
         cost=cost(run, events),
         environment=_json(run.environment, {}, unreadable),
         lineage=clean(_lines(run.lineage)),
+        stages=stages(run),
+        window=_json(run.metrics.with_name("window.json"), {}, unreadable),
         unreadable=unreadable,
     )
+
+
+def stages(run: RunDir) -> list[dict[str, Any]]:
+    """What the stages before the last did, from their own folders."""
+    found = []
+    for folder in sorted((run.path / "stages").glob("*"), key=lambda path: (len(path.name), path.name)):
+        inner = RunDir(folder)
+        status, drawn = inner.read(inner.status) or {}, curves(read_jsonl(inner.events))
+        validation = [point["loss"] for point in drawn["validation"] if point.get("loss") is not None]
+        found.append(
+            {
+                "number": status.get("number"),
+                "state": status.get("state"),
+                "task": status.get("task"),
+                "window": (status.get("context") or {}).get("to"),
+                "method": (status.get("context") or {}).get("method"),
+                "max_length": status.get("max_length"),
+                "steps": status.get("step"),
+                "tokens": status.get("tokens"),
+                "first_loss": validation[0] if validation else None,
+                "best_loss": min(validation) if validation else None,
+            }
+        )
+    return clean(found)
 
 
 def curves(events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

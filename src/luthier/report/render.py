@@ -230,8 +230,8 @@ def confusion(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"labels": labels, "rows": rows}
 
 
-def extremes(metrics: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The rows that gained most, lost most, and are hardest still: where each stands and its two losses."""
+def extremes(metrics: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
+    """The rows that gained most, lost most, and are hardest still: where each stands, its two losses, its text."""
     found = metrics.get("extremes")
     parts: list[tuple[str, list[Any]]] = []
     for name in ("wins", "losses", "hardest"):
@@ -241,7 +241,12 @@ def extremes(metrics: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]
             if isinstance(item, Mapping)
         ]
         listed = [
-            (item.get("source") or item.get("id"), number(item.get("base_loss")), number(item.get("tuned_loss")))
+            (
+                item.get("source") or item.get("id"),
+                number(item.get("base_loss")),
+                number(item.get("tuned_loss")),
+                item.get("text") or "",
+            )
             for item in rows
         ]
         parts.append((name, listed[:5]))
