@@ -36,17 +36,15 @@ CONFIG = {
 }  # fmt: skip
 
 
-def rows(source: np.random.Generator, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(tokens [count, length], targets of all later copies, targets of the second copy), -100 elsewhere."""
+def rows(source: np.random.Generator, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens [count, length], targets: the second copy but for its first token, -100 elsewhere)."""
     tokens = np.zeros((count, length), np.int64)
-    later = np.full((count, length), -100)
-    second = later.copy()
+    second = np.full((count, length), -100)
     for row in range(count):
         size = int(source.integers(length // 8, length // 2 + 1))
         tokens[row] = np.resize(source.integers(0, WORDS, size), length)
-        later[row, size:-1] = tokens[row, size + 1 :]
         second[row, size : 2 * size - 1] = tokens[row, size + 1 : 2 * size]
-    return torch.from_numpy(tokens), torch.from_numpy(later), torch.from_numpy(second)
+    return torch.from_numpy(tokens), torch.from_numpy(second)
 
 
 def build(method: str, weights: dict[str, torch.Tensor] | None = None) -> LlamaForCausalLM:
@@ -70,7 +68,7 @@ def train(model: LlamaForCausalLM, source: np.random.Generator, steps: int, batc
         share = min(1.0, (step + 1) / warm) * (0.55 + 0.45 * np.cos(np.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * share
-        tokens, targets, _ = rows(source, batch, length)
+        tokens, targets = rows(source, batch, length)
         loss = torch.nn.functional.cross_entropy(model(tokens).logits.flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -84,7 +82,7 @@ def measure(model: LlamaForCausalLM) -> dict[str, dict[str, float]]:
     model.eval()
     found = {}
     for length in LENGTHS:
-        tokens, _, targets = rows(generator(7, "held out", length), 64, length)
+        tokens, targets = rows(generator(7, "held out", length), 64, length)
         logits = torch.cat([model(part).logits for part in tokens.split(16)])
         keep = targets != -100
         nll = torch.nn.functional.cross_entropy(logits[keep], targets[keep])
