@@ -23,6 +23,7 @@ from luthier.engine.batch import from_rows
 from luthier.methods.modules.virtual_tokens import VirtualTokens
 from luthier.models import anatomy
 from luthier.models.base import Base
+from luthier.models.gate import check_adapter_folder
 from luthier.models.load import load_base
 from luthier.models.settings import ModelSettings
 from luthier.serve import attention
@@ -97,6 +98,7 @@ def share(base: Base, own: frozenset[str] = frozenset(), implementation: str = a
 def open_adapter(name: str, folder: str | Path, base: Base) -> Served:
     """Load an adapter onto a tree of its own. ModelError when it is not for this base or does nothing."""
     place = adapter_folder(folder)
+    check_adapter_folder(place)
     own = _with_head(place, base) if is_classifier(place) else share(base, _rewritten(place, base))
     adapted = load_onto(place, own)
     if own.context != base.context:

@@ -62,7 +62,7 @@ class Guard:
             LOG.error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
             LOG.debug("the cause", exc_info=error)
             if started:
-                raise ConnectionAbortedError("the answer broke off") from None
+                return  # the connection is closed: a cut answer must not look whole
             late = isinstance(error, TimeoutError)
             await answer(send, _late() if late else _broken(error))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import LuthierError
+from luthier.core.errors import LuthierError, ModelError
 from luthier.models.base import Base
 from luthier.serve.adapters import Served, new, open_adapter, tasks_of
 from luthier.serve.schema import ApiError
@@ -56,12 +56,9 @@ class Registry:
         A library of prefixes becomes one model for each task, NAME:TASK. Returns the model names.
         """
         if name == self.base_name:
-            raise ApiError(400, "the base's name cannot be replaced", "invalid_name", "name")
+            raise ModelError(f"{name!r} is the name of the base", where=str(folder), remedy="--base-name, or NAME=RUN")
         with self._lock:
-            try:
-                served = open_adapter(name, folder, self.base)
-            except LuthierError as error:
-                raise ApiError(400, f"the adapter was refused: {error.what}", "adapter_refused", "path") from None
+            served = _opened(name, folder, self.base)
             made = {name: served}
             if tasks := tasks_of(served):
                 made = {f"{name}:{task}": replace(served, task=at, version=new()) for at, task in enumerate(tasks)}
@@ -80,7 +77,10 @@ class Registry:
             raise ApiError(400, "a path below the directories named at start, without . and ..", "invalid_path", "path")
         for root in self.roots:
             if _below(root, parts):
-                return self.load(name, root.joinpath(*parts))
+                try:
+                    return self.load(name, root.joinpath(*parts))
+                except LuthierError as error:
+                    raise ApiError(400, f"the adapter was refused: {error.what}", "adapter_refused", "path") from None
         raise ApiError(404, "no such adapter under the directories named at start", "adapter_not_found", "path")
 
     def unload(self, name: str) -> None:
@@ -94,6 +94,16 @@ class Registry:
             self._served = left
 
 
+def _opened(name: str, folder: Path, base: Base) -> Served:
+    """Past the gate, and with a clear word for whatever the gate does not know."""
+    try:
+        return open_adapter(name, folder, base)
+    except (LuthierError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(f"{name} cannot be loaded ({type(error).__name__})", where=str(folder)) from None
+
+
 def _below(root: Path, parts: list[str]) -> bool:
     """Whether each part is a folder, not a link: nothing outside of the root is even looked at."""
     place = root
@@ -104,4 +114,4 @@ def _below(root: Path, parts: list[str]) -> bool:
                 return False
         except (OSError, ValueError):
             return False
-    return True
+    return not (place / "adapter").is_symlink()
