@@ -42,8 +42,11 @@ class Stage(Settings):
 
     task: Spec | None = None
     data: dict[str, Any] = Field(default_factory=dict)
+    """Settings of `data:` that are others in this stage."""
     context: Spec | None = None
+    """The window of this stage, counted from the base's own: 1.5 ×, 2 ×, 4 × of it in one stage after the other."""
     train: dict[str, Any] = Field(default_factory=dict)
+    """Settings of `train:` that are others in this stage."""
 
 
 class Recipe(Settings):
@@ -64,6 +67,7 @@ class Recipe(Settings):
     report: ReportSettings = ReportSettings()
     seed: int = Field(42, ge=0, lt=2**53)
     stages: list[Stage] = Field(default_factory=list)
+    """Trainings in a row, each on the weights of the one before: [{task: language_model, train: {lr: 1e-5}}, {}]."""
     plugins: list[str] = Field(default_factory=list)
     """Python files of your own that register family members. They run with your rights."""
 
@@ -129,6 +133,32 @@ class Recipe(Settings):
             problems.append(Problem(what, document.where("train.activation_checkpointing"), remedy))
         if problems:
             raise RecipeError("the recipe has faults", problems=problems)
+        for index in range(len(self.stages)):
+            self.at_stage(index)._parse_members(document)
+
+    def at_stage(self, index: int) -> Recipe:
+        """The recipe of one stage, without stages. RecipeError for settings that do not exist."""
+        stage, values = self.stages[index], self.model_dump(mode="json")
+        given = {"data": stage.data, "train": stage.train}
+        for one, other in (("steps", "epochs"), ("batch_size", "batch_tokens")):
+            if one in stage.train or other in stage.train:
+                values["train"] |= {one: None, other: None}
+        for key, changes in given.items():
+            values[key] = _merged(values[key], changes)
+        for key in ("task", "context"):
+            if getattr(stage, key) is not None:
+                values[key] = getattr(stage, key)
+        length = values["context"].get("length") if isinstance(values["context"], dict) else None
+        whole = stage.context is not None and not values["train"]["position_skipping"]
+        if length and whole and "max_length" not in stage.data:
+            values["data"]["max_length"] = length
+        try:
+            return Recipe(**{**values, "stages": []})
+        except ValidationError as error:
+            document = strict_yaml.Document({}, {}, f"stages.{index}")
+            problems = [_problem(item, document) for item in error.errors()]
+            shown = [Problem(p.what, f"stages.{index}: {p.where}", p.remedy) for p in problems]
+            raise RecipeError(f"stage {index + 1} of the recipe has faults", problems=_unique(shown)) from None
 
     def dump(self) -> str:
         """YAML with every default filled in; loading it gives an equal recipe."""
@@ -152,6 +182,15 @@ class Recipe(Settings):
         """JSON Schema for editors."""
         schema = cls.model_json_schema()
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "luthier recipe", **schema}
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes laid over the values, mappings key by key."""
+    made = dict(values)
+    for key, value in changes.items():
+        old = made.get(key)
+        made[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return made
 
 
 def _apply(document: strict_yaml.Document, override: str) -> None:
@@ -209,6 +248,7 @@ def _problem(item: Any, document: strict_yaml.Document) -> Problem:
         remedy = " or ".join(
             f"it belongs under `{place}.`" if place else "it belongs at the top" for place in elsewhere
         )
+        remedy += f", or did you mean {close[0]!r}?" if close else ""
     elif close:
         remedy = f"did you mean {close[0]!r}?"
     elif far:

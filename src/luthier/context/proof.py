@@ -41,7 +41,7 @@ def prove(base: Base, config: Mapping[str, Any]) -> dict[str, float]:
             found = _rope(base, config, inside, beyond)
         else:
             found = _learned(base, inside, beyond, old)
-    if not found["beyond"] > LEAST:
+    if not found["beyond"] > LEAST and not plan.get("control"):
         raise ModelError(
             f"the window extension {plan['method']} changes nothing beyond position {old}",
             where="context",
@@ -103,21 +103,27 @@ def rotary_modules(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     return found
 
 
-def _rope(base: Base, config: Mapping[str, Any], inside: Tensor, beyond: Tensor) -> dict[str, float]:
+@contextmanager
+def as_before(base: Base, config: Mapping[str, Any]) -> Iterator[None]:
+    """Inside: the base rotates as its own config (without the plan) says. ModelError where nothing rotates."""
     modules = rotary_modules(base.model)
     if not modules:
         raise ModelError("no rotary module was found in this model", where="context", remedy="choose another base")
-    new_inside, new_beyond = _logits(base, inside), _logits(base, beyond)
-    reset = dict(config)
-    old_config = type(base.model.config).from_dict({k: v for k, v in reset.items() if k != "transformers_version"})
+    old = type(base.model.config).from_dict({k: v for k, v in config.items() if k != "transformers_version"})
     device = next(base.model.parameters()).device
     try:
         for parent, leaf, module in modules:
-            setattr(parent, leaf, type(module)(config=old_config).to(device))  # type: ignore[call-arg]
-        old_inside, old_beyond = _logits(base, inside), _logits(base, beyond)
+            setattr(parent, leaf, type(module)(config=old).to(device))  # type: ignore[call-arg]
+        yield
     finally:
         for parent, leaf, module in modules:
             setattr(parent, leaf, module)
+
+
+def _rope(base: Base, config: Mapping[str, Any], inside: Tensor, beyond: Tensor) -> dict[str, float]:
+    new_inside, new_beyond = _logits(base, inside), _logits(base, beyond)
+    with as_before(base, config):
+        old_inside, old_beyond = _logits(base, inside), _logits(base, beyond)
     _logits(base, inside)  # a dynamic RoPE goes back to its short frequencies
     return {"beyond": _change(new_beyond, old_beyond), "inside": _change(new_inside, old_inside)}
 

@@ -10,7 +10,7 @@ from luthier.core import atomic
 from luthier.core.errors import RecipeError
 from luthier.core.events import Emitter, Listener
 from luthier.core.rundir import RunDir
-from luthier.pipeline import finish, place, prepare
+from luthier.pipeline import finish, place, prepare, stages
 from luthier.recipe import Recipe
 from luthier.tasks import TASKS
 
@@ -20,7 +20,7 @@ def reload(run_dir: str | Path, data: str | None = None) -> tuple[RunDir, Recipe
     from luthier.adapted import load
 
     run = RunDir.open(run_dir)
-    recipe = place.reopen(run)
+    recipe = stages.last(place.reopen(run))
     prepare.settle_threads(recipe)
     adapted = load(run)
     task = TASKS.parse(recipe.task)
@@ -57,6 +57,7 @@ def evaluate(
         adapted.task.name,
         recipe.evaluate,
         labels=adapted.labels,
+        training=rows.examples["train"],
         seed=recipe.seed,
         emit=emit,
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.core import atomic
+from luthier.core.errors import RecipeError
 from luthier.core.events import Emitter, JsonLines
 from luthier.core.rundir import RunDir
 from luthier.pipeline import probe
@@ -41,6 +42,10 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
         options["checkpointing"] = True
     adapted.loss_options = options
     adapted.layout = "padded" if settings.engine == "plain" else _choose_layout(adapted, data, emit)
+    if settings.int8_base:
+        from luthier.models import int8
+
+        int8.install_checked(adapted, _first_rows(data), emit)
     trained = sum(weight.numel() for weight in adapted.parameters_by_name().values())
     total = sum(weight.numel() for weight in base.model.parameters())
     emit(
@@ -57,19 +62,23 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
 def _choose_layout(adapted: Any, data: Data, emit: Emitter) -> str:
     from luthier.models import selfcheck
 
+    return str(selfcheck.choose_layout(adapted, _first_rows(data), emit))
+
+
+def _first_rows(data: Data) -> list[Any]:
     rows = data.rows["train"]
-    return str(selfcheck.choose_layout(adapted, [rows[index] for index in range(min(3, len(rows)))], emit))
+    return [rows[index] for index in range(min(3, len(rows)))]
 
 
-def batches(recipe: Recipe, rows: Any) -> Any:
-    """The plan of batches for these rows."""
+def batches(recipe: Recipe, rows: Any, context: Mapping[str, Any] | None = None) -> Any:
+    """The plan of batches for these rows; `context` is the window plan whose positions short rows may skip to."""
     from luthier.data.batching import BatchPlan
 
     settings = recipe.train
     tokens = settings.batch_tokens
     if tokens is None and settings.batch_size is None:
         tokens = DEFAULT_BATCH_TOKENS
-    return BatchPlan(
+    plan = BatchPlan(
         rows,
         batch_tokens=tokens,
         batch_size=settings.batch_size,
@@ -77,6 +86,19 @@ def batches(recipe: Recipe, rows: Any) -> Any:
         micro_tokens=settings.micro_tokens,
         seed=recipe.seed,
     )
+    if not settings.position_skipping:
+        return plan
+    if not context:
+        raise RecipeError(
+            "position_skipping without a longer window", where="train.position_skipping", remedy="give context:"
+        )
+    if settings.trunk_cache:
+        raise RecipeError(
+            "kept hidden states do not fit positions that change", where="train.trunk_cache", remedy="false"
+        )
+    from luthier.context.pose import Skipping
+
+    return Skipping(plan, int(context["to"]), recipe.seed)
 
 
 def total_steps(recipe: Recipe, plan: Any) -> int:
@@ -91,14 +113,17 @@ def total_steps(recipe: Recipe, plan: Any) -> int:
 def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, log: JsonLines) -> Any:
     """The loop; returns its TrainState with the best weights restored in `adapted`."""
     from luthier.evaluate.losses import validation_loss
+    from luthier.models import trunk
     from luthier.train import loop
     from luthier.train.checkpoint import Checkpoints
 
-    plan = batches(recipe, data.rows["train"])
+    plan = batches(recipe, data.rows["train"], adapted.base.context)
     steps = total_steps(recipe, plan)
     lr = learning_rate(recipe, adapted)
     if recipe.train.lr == "probe":
         lr = probe.best_rate(recipe, adapted, plan, data, lr, run, emit)
+    if recipe.train.trunk_cache:
+        trunk.install(adapted, data.rows["train"], run.trunk, emit)
     run.write_status("running", total_steps=steps)
     emit.listeners.append(_heartbeat(run, steps))
     rows_log = JsonLines(run.rows)
@@ -134,6 +159,7 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
         )
     finally:
         rows_log.close()
+        trunk.remove(adapted, run.trunk)
 
 
 def learning_rate(recipe: Recipe, adapted: Any) -> float:

@@ -19,12 +19,13 @@ def full_check(
     prepare.settle_threads(recipe)
     base = prepare.load_model(recipe, task, labels, problem)
     data = prepare.encode(recipe, loaded, splits, task, base, labels, problem, cache=None)
+    prepare.refuse_short(base, data, recipe)
     adapted = learn.adapt(recipe, base, task, data, Emitter())
     weights = adapted.parameters_by_name()
     trained = sum(weight.numel() for weight in weights.values())
     total = sum(weight.numel() for weight in base.model.parameters())
     member = METHODS.parse(recipe.method)
-    plan = learn.batches(recipe, data.rows["train"])
+    plan = learn.batches(recipe, data.rows["train"], base.context)
     steps = learn.total_steps(recipe, plan)
     return {
         "data": {**data.manifest, "rows": {name: len(rows) for name, rows in data.rows.items()}},

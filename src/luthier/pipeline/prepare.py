@@ -137,6 +137,23 @@ def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str,
     return base
 
 
+def refuse_short(base: Any, data: Data, recipe: Recipe) -> None:
+    """A longer window needs rows that reach beyond the old one, unless positions are skipped."""
+    from luthier.data.batching import lengths_of
+
+    plan, rows = base.context, data.rows["train"]
+    if not plan or recipe.train.position_skipping or not len(rows):
+        return
+    longest = int(lengths_of(rows).max())
+    if longest <= int(plan["from"]):
+        raise DataError(
+            f"the longest of {len(rows)} training rows has {longest} tokens: none reaches beyond the old window of "
+            f"{plan['from']}, so nothing would be learnt about {plan['to']}",
+            where="data.train",
+            remedy="longer documents and data.max_length, or train.position_skipping: true",
+        )
+
+
 def settle_threads(recipe: Recipe) -> int:
     """Set torch's thread count (sums depend on it) and return it."""
     import psutil

@@ -116,15 +116,18 @@ def _note_failure(run: RunDir, emit: Emitter, error: BaseException) -> None:
 def _tell(recipe: Recipe, run: RunDir, emit: Emitter, log: JsonLines, known: bool, accept: bool) -> str:
     """load → split → augment → adapt → train → evaluate → health → save → report; returns the health verdict."""
     from luthier.core.seeding import seed_everything
-    from luthier.pipeline import finish, learn
+    from luthier.pipeline import finish, learn, stages, windows
 
     threads = prepare.settle_threads(recipe)
+    carried = stages.before_last(recipe, run, emit, accept)
+    recipe = stages.last(recipe)
     task = TASKS.parse(recipe.task)
     loaded, splits = prepare.read(recipe, task, emit)
     labels, problem = prepare.label_names(splits.train, task)
     base = prepare.load_model(recipe, task, labels, problem, emit)
     data = prepare.encode(recipe, loaded, splits, task, base, labels, problem, run.cache)
-    if known:
+    prepare.refuse_short(base, data, recipe)
+    if known and run.manifest.is_file():
         place.same_data(run, data.sources, accept)
     atomic.write_json(run.manifest, data.manifest)
     atomic.write_text(run.preview, data.inspection.preview)
@@ -133,14 +136,20 @@ def _tell(recipe: Recipe, run: RunDir, emit: Emitter, log: JsonLines, known: boo
         emit("warning", what=warning.what, where=warning.where, remedy=warning.remedy)
     seed_everything(recipe.seed)
     adapted = learn.adapt(recipe, base, task, data, emit)
+    stages.carry(carried, adapted)
     state = learn.train(recipe, adapted, data, run, emit, log)
+    windows.of_run(adapted.eval(), data, run, emit)
     return finish.finish(recipe, adapted, data, state, run, emit)
 
 
 def check(recipe: Recipe, quick: bool = False) -> dict[str, Any]:
-    """All but training. `quick` stops before the model (no torch). Writes nothing."""
+    """All but training. `quick` stops before the model (no torch). Writes nothing. Stages are checked one by one."""
+    if recipe.stages:
+        found = [check(recipe.at_stage(index), quick) for index in range(len(recipe.stages))]
+        problems = [problem for one in found for problem in one["problems"]]
+        return {**found[-1], "ok": all(one["ok"] for one in found), "problems": problems, "stages": found}
     task = TASKS.parse(recipe.task)
-    problems: list[dict[str, str]] = []
+    problems = []
     report: dict[str, Any] = {"ok": True, "problems": problems, "data": {}, "model": {}, "plan": {}, "warnings": []}
     report["recipe"] = recipe.model_dump(mode="json")
     try:

@@ -33,6 +33,8 @@ def fitting(config: Mapping[str, Any], length: int) -> tuple[dict[str, dict[str,
         for how in HOWS if name == "learned" else ("",):
             spec = {"name": name, "length": length, **({"how": how} if how else {})}
             shown = f"{name}-{how}" if how else name
+            if name == "extrapolate":  # measured as "none"
+                continue
             try:
                 if name == "longrope":
                     raise RecipeError("needs lists of divisors: bring short_factor and long_factor")
@@ -62,7 +64,7 @@ def compare(
         ]
         return {**found, "methods": methods, "refused": refused, "reason": "give --text to measure and recommend"}
     measured = _Measuring(model, window, length, text, documents, emit, seed)
-    methods = [measured.none(family), *(measured.of(name, plan, config) for name, plan in plans.items())]
+    methods = [measured.none(family, config), *(measured.of(name, plan, config) for name, plan in plans.items())]
     name, reason = recommend(methods)
     base = {"truncated": measured.truncated, "passkey_floor": measured.floor, "documents": measured.count}
     return {
@@ -146,10 +148,12 @@ class _Measuring:
         keep = np.unique(np.linspace(0, len(rows) - 1, min(documents, len(rows))).round().astype(int))
         return [rows[index] for index in keep]
 
-    def none(self, family: str) -> dict[str, Any]:
+    def none(self, family: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """The base as it is: beyond its window too where its positions allow that, else inside only."""
         if family == "rope":
-            free = {"config": {"max_position_embeddings": self.length}, "resize": None}
+            from luthier.context import CONTEXTS
+
+            free = CONTEXTS.parse({"name": "extrapolate", "length": self.length}).plan(config)
             return self._one("none", self._load(free), self.rows)
         found = self._one("none", self._load(None), [row[: self.window] for row in self.rows], tasks=False)
         return {**found, "loss": None, "passkey": None}
@@ -198,3 +202,63 @@ def write_tasks(model: str, length: int, text: str, folder: str | Path, count: i
         atomic.write_text(path, "\n".join(lines) + "\n")
         written.append(path)
     return written
+
+
+def of_run(adapted: Any, data: Any, run: Any, emit: Emit = silent) -> dict[str, Any] | None:
+    """evaluation/window.json of a run with a longer window: loss by position and passkeys, tuned and untuned, beside
+    the base that sees only its own window. None where there is no extension or nothing long to measure on."""
+    from luthier.core import atomic
+    from luthier.evaluate import window as room
+    from luthier.pipeline.finish import evaluation_split
+
+    base, plan = adapted.base, adapted.base.context
+    if not plan or adapted.task.has_head or base.kind != "decoder":
+        return None
+    old, new = int(plan["from"]), int(plan["to"]) - int(adapted.attached.virtual_tokens)
+    rows = data.rows[evaluation_split(data)]
+    ids = sorted((np.asarray(rows[i].input_ids)[:new] for i in range(len(rows))), key=len, reverse=True)[:DOCUMENTS]
+    ids = [row for row in ids if len(row) > old]
+    if not ids:
+        return None
+    emit("stage", name="window")
+    edges = room.buckets(old, new)
+    found: dict[str, Any] = {"plan": named_plan(plan), "window": old, "target": new, "documents": len(ids)}
+    found["tuned"] = room.by_bucket([room.token_losses(base, row, adapted) for row in ids], edges)
+    with adapted.off():
+        found["untuned"] = room.by_bucket([room.token_losses(base, row, adapted) for row in ids], edges)
+        with _own_positions(base):
+            short = [room.truncated_losses(base, row, old) for row in ids]
+            found["own_window_only"] = room.by_bucket(short, edges)
+    text = " ".join(base.tokenizer.decode(row, skip_special_tokens=True) for row in ids)
+    found["passkey"] = _passkeys(adapted, text, [old, new])
+    atomic.write_json(run.metrics.with_name("window.json"), found)
+    return found
+
+
+def named_plan(plan: Mapping[str, Any]) -> str:
+    """`yarn 512 → 2048`."""
+    from luthier.context.plan import named
+
+    return named(plan)
+
+
+def _own_positions(base: Any) -> Any:
+    """The positions of the base's own config, where they rotate."""
+    from contextlib import nullcontext
+
+    from luthier.context.proof import as_before
+    from luthier.models.load import read_config
+
+    return as_before(base, read_config(base.path)) if base.context["family"] == "rope" else nullcontext()
+
+
+def _passkeys(adapted: Any, text: str, lengths: list[int]) -> dict[str, Any] | None:
+    from luthier.evaluate import window as room
+
+    try:
+        tuned = room.grid(adapted.base, text, lengths, trials=1, adapted=adapted)
+        with adapted.off():
+            untuned = room.grid(adapted.base, text, lengths, trials=1, adapted=adapted)
+    except DataError:
+        return None
+    return {"tuned": tuned, "untuned": untuned, "floor": tuned["floor"]}

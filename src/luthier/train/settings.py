@@ -63,11 +63,13 @@ class TrainSettings(Settings):
     """auto: flat batches after a self-check against one-by-one; plain: padded batches."""
     activation_checkpointing: bool = False
     int8_base: bool = False
-    """Frozen linear layers in int8 (lossy, opt-in; refused when the gradient cosine is under 0.99)."""
+    """Frozen linear layers in int8 while training, on CPU (lossy; refused when the gradient's cosine is under 0.99)."""
     trunk_cache: bool = False
     """Keep the hidden states below the lowest trained layer on disk."""
     spikes: Literal["record", "stop", "rollback", "skip_row"] = "record"
     """What happens at a loss spike."""
+    position_skipping: bool = False
+    """With `context:`, short rows get positions from the whole new window (PoSE): a jump at a random place of each."""
     threads: int | None = Field(None, gt=0)
     """torch threads; null: the physical cores. Recorded, since sums depend on it."""
     max_disk: str | None = None

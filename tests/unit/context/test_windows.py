@@ -1,5 +1,6 @@
 """Long tasks, loss by position, and the comparison of all methods on the user's text."""
 
+import itertools
 import json
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_buckets_split_the_old_window_and_cover_the_target():
     edges = room.buckets(64, 4096)
     assert len(edges) <= 10
     assert edges[-1][1] == 4096
-    assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
 
 
 def test_losses_by_position_are_the_models_own(folders):
