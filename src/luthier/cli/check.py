@@ -47,6 +47,8 @@ def _page(found: dict[str, Any], resolved: str) -> None:
     else:
         table(("data", ""), flat(manifest.get("rows", {}), "rows"))
     table(("", ""), [(texts[f"data.{name}"], value) for name, value in inspection.facts(manifest)])
+    if lengths := inspection.histogram(manifest):
+        table(("tokens, up to", "rows", "", "so far"), lengths)
     for part in ("model", "plan"):
         values = {
             name: value for name, value in found.get(part, {}).items() if name not in ("by_weight", "fingerprint")
@@ -71,5 +73,7 @@ def preview(text: str) -> None:
     shown = Text()
     for place, part in enumerate(text.split("⟦")):
         trained, mark, rest = part.partition("⟧") if place else ("", "", part)
-        shown += safe(f"⟦{trained}{mark}", "green") + safe(rest) if place else safe(rest)
+        if place:
+            shown.append_text(safe(f"⟦{trained}{mark}", "green"))
+        shown.append_text(safe(rest))  # each with its own style: `+` would spread the first one's over all
     out().print(shown)

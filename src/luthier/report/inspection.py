@@ -35,6 +35,21 @@ def table(manifest: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
     return [(name, values) for name, values in lines if any(number(value) is not None for value in values)]
 
 
+def histogram(manifest: Mapping[str, Any], width: int = 40) -> list[tuple[int, int, str, str]]:
+    """(tokens up to, rows of that length over all splits, a bar, share of the rows that are not longer)."""
+    counts: dict[int, int] = {}
+    for split in _mapping(manifest.get("tokens")).values():
+        for item in dig(split, "histogram") or ():
+            upto, rows = number(dig(item, "upto")), number(dig(item, "rows"))
+            if upto is not None and rows is not None:
+                counts[int(upto)] = counts.get(int(upto), 0) + int(rows)
+    total, most, before, found = sum(counts.values()), max(counts.values(), default=0), 0, []
+    for upto in sorted(counts) if total else ():
+        before += counts[upto]
+        found.append((upto, counts[upto], "█" * round(width * counts[upto] / most), percent(before / total)))
+    return found
+
+
 def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of what concerns all splits."""
     split = _mapping(manifest.get("split"))
@@ -50,7 +65,7 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("classes", dig(manifest, "labels", "classes")),
         ("overlap", _overlap(split.get("overlap"))),
         ("languages", ", ".join(f"{plain(name)} {percent(dig(item, 'share'))}" for name, item in languages.items())),
-        ("augmented", dig(manifest, "augmentation", "new")),
+        ("augmented", dig(manifest, "augmentation", "made")),
     ]
     return [(name, show(value)) for name, value in found if value not in (None, "")]
 
