@@ -200,7 +200,13 @@ def main() -> None:
     if options.out:
         machine = f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
         training = json.loads((Path(options.base) / "training.json").read_text("utf-8"))
-        everything = {"machine": machine, "steps": options.steps, "asked": ASKED, "base": training, "measurements": found}
+        everything = {
+            "machine": machine,
+            "steps": options.steps,
+            "asked": ASKED,
+            "base": training,
+            "measurements": found,
+        }
         options.out.write_text(json.dumps(everything, indent=1) + "\n", "utf-8")
 
 

@@ -136,7 +136,7 @@ def one(given: argparse.Namespace, name: str, method: str, seed: int) -> dict[st
         "cpu_seconds": cpu,
         **facts,
     }
-    print(json.dumps(found), flush=True)  # noqa: T201
+    print(json.dumps(found), flush=True)
     return found
 
 

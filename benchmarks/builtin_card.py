@@ -44,7 +44,7 @@ Chinese. It is there so that tuning can be tried, tested and measured offline, i
 ## Training
 | | |
 |---|---|
-| text | made by `luthier.models.builtin.corpus` (biographies, single facts, records, Chinese sentences, small talk, stories, sums), seed {seed} |
+| text | made by `luthier.models.builtin.corpus`, seed {seed}: biographies, facts, records, Chinese, small talk, sums |
 | tokens | {tokens:,} in {steps:,} steps of 32 windows of 128 |
 | optimizer | Muon .02 on matrices, Adam 2e-3 on the rest; warm-up of 50 steps, then linear to 2 % |
 | curriculum | 40 people, then 107, then all 320; tokens of values weigh 3, of names .2 |
@@ -57,8 +57,8 @@ Chinese. It is there so that tuning can be tried, tested and measured offline, i
 ## What tuning does for it
 {steps_tuned} steps of 32 rows about one half of the people; the other half is asked. Their facts stand in the base's
 text by design; no question about them was ever trained. Exact match of greedy answers, {asked} questions each
-(accuracy for the classes), mean ± standard deviation where there are two seeds of the tuning; plain PEFT and a plain loop,
-`python benchmarks/bench_builtin.py`.
+(accuracy for the classes), mean ± standard deviation where there are two seeds of the tuning; plain PEFT and a plain
+loop, `python benchmarks/bench_builtin.py`.
 
 {table}
 

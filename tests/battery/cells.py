@@ -59,14 +59,10 @@ QUICK_KINDS = ("llama", "gpt2", "bert")
 """Architectures of the quick run for VARIANTS; the slow run takes all."""
 
 _NO_BIAS = "the architecture has no biases"
-_NO_VIRTUAL = "virtual tokens on encoder-decoder models are refused up front"
 ABSENT: dict[tuple[str, str], str] = {
     ("bitfit", "llama"): _NO_BIAS,
     ("bitfit", "qwen3"): _NO_BIAS,
     ("bitfit", "t5"): _NO_BIAS,
-    **{(name, "t5"): _NO_VIRTUAL for name in ("prefix", "prompt", "p_tuning", "dynamic_prefix", "multitask_prefix")},
-    **{(name, "t5"): _NO_VIRTUAL for name in VARIANTS if name.startswith(("prefix", "p_tuning", "stack"))},
-    ("stack", "t5"): _NO_VIRTUAL,
     ("peft", "gpt2"): "PEFT's LoHa has no layer for GPT-2's Conv1D",
 }
 """(member or variant, architecture) → why there is nothing to run: there the method must refuse."""
@@ -131,21 +127,11 @@ def outputs(
     """[T, vocabulary] logits of the flat tokens, or [S, labels]. Prefixes on encoders only have the flat layout."""
     head = bool(base.head)
     given = batch(head) if given is None else given
-    if base.kind == "encoder_decoder":
-        return _seq2seq(base, given)
     virtual = None if attached is None else attached.virtual(given)
     if base.kind == "encoder" and virtual is not None and virtual.prefix is not None:
         layout = "flat"
     states = forward.hidden(base, given, virtual, layout, checkpointing)
     return forward.row_logits(base, given, states, virtual, layout) if head else forward.logits(base, states)
-
-
-def _seq2seq(base: Base, given: Batch) -> Tensor:
-    made = []
-    for start, end in zip(given.bounds[:-1].tolist(), given.bounds[1:].tolist(), strict=True):
-        ids = given.input_ids[start:end][None]
-        made.append(base.model(input_ids=ids, decoder_input_ids=ids).logits[0])
-    return torch.cat(made)
 
 
 def loss(base: Base, attached: Any, checkpointing: bool = False) -> Tensor:
@@ -172,7 +158,20 @@ def peft_outputs(cell: Cell, folder: Any) -> Tensor:
     made, given = [], batch(cell.head)
     for start, end in zip(given.bounds[:-1].tolist(), given.bounds[1:].tolist(), strict=True):
         ids = given.input_ids[start:end][None]
-        options = {"decoder_input_ids": ids} if base.kind == "encoder_decoder" else {}
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits[0]
+        if base.kind == "encoder_decoder":
+            made.append(_peft_seq2seq(model, ids, given.targets[start:end]))
+            continue
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         made.append(logits if cell.head else logits[-(end - start) :])
     return torch.stack(made) if cell.head else torch.cat(made)
+
+
+def _peft_seq2seq(model: Any, ids: Tensor, targets: Tensor) -> Tensor:
+    """[n, vocabulary]: prompt through the encoder, answer through the decoder, zeros where nothing is predicted."""
+    answer = targets[targets != IGNORE][None]
+    prompt = ids[:, : ids.shape[1] - answer.shape[1]]
+    said = torch.cat([torch.zeros(1, 1, dtype=torch.int64), answer[:, :-1]], dim=1)
+    logits = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), decoder_input_ids=said).logits[0]
+    made = torch.zeros(ids.shape[1], logits.shape[1])
+    made[targets != IGNORE] = logits
+    return made

@@ -203,8 +203,6 @@ def stock(cell: Cell) -> str:
 @prop("one batch ≡ row by row")
 def batching(cell: Cell) -> str:
     """Rows of different lengths in one batch answer as they do alone (so accumulation equals a big batch)."""
-    if cell.kind == "t5":
-        return "— encoder-decoder rows go one by one"
     _, base, attached = attach(cell)
     battery.shake(attached)
     with torch.no_grad():
@@ -227,8 +225,6 @@ def packed(cell: Cell) -> str:
 @prop("activation checkpointing, or refused by its trait")
 def checkpointing(cell: Cell) -> str:
     """Recomputed layers give the same gradients; methods that lose something there say so before loading."""
-    if cell.kind == "t5":
-        return "— encoder-decoder rows go one by one"
     member, base, attached = attach(cell)
     if attached.supports_activation_checkpointing != getattr(member, "supports_activation_checkpointing", True):
         return "no: the member and what it attaches disagree"
@@ -249,7 +245,7 @@ def checkpointing(cell: Cell) -> str:
 @prop("greedy: cached ≡ uncached, batched ≡ alone")
 def generation(cell: Cell) -> str:
     """Left-padded prompts with a cache give the tokens of a plain loop without one."""
-    if cell.head or cell.kind == "t5":
+    if cell.head:
         return "— no text is generated here"
     _, base, attached = attach(cell)
     battery.shake(attached)
@@ -286,13 +282,17 @@ def _uncached(base: Any, attached: Any, prompt: list[int]) -> list[int]:
     from luthier.engine.batch import from_rows
     from luthier.models import forward
 
+    seq2seq = base.kind == "encoder_decoder"
+
     def as_batch(ids: list[int]) -> Batch:
-        return from_rows([Row("r", np.array(ids, np.int32), np.full(len(ids), IGNORE, np.int32))])
+        labels = np.full(len(ids), IGNORE, np.int32)
+        labels[len(prompt) :] = ids[len(prompt) :]
+        return from_rows([Row("r", np.array(ids, np.int32), labels)])
 
     virtual, ids = attached.virtual(as_batch(prompt)), list(prompt)
     for _ in range(5):
-        states = forward.hidden(base, as_batch(ids), virtual, "padded")
-        ids.append(int(forward.logits(base, states[-1:]).argmax()))
+        states = forward.hidden(base, as_batch([*ids, 0] if seq2seq else ids), virtual, "padded")
+        ids.append(int(forward.logits(base, states[len(ids) - 1 : len(ids)]).argmax()))
     return ids[len(prompt) :]
 
 

@@ -9,7 +9,6 @@ Files and folders are told apart by inode, so that a rename that was not fsynced
 """
 
 import os
-import random
 import shutil
 
 from luthier.core import atomic

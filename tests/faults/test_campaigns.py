@@ -148,7 +148,8 @@ for size in {sizes!r}:
     found, problems = Checkpoints(place / "checkpoints").latest() if (place / "checkpoints").is_dir() else (None, [])
     subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
     again = wait(in_child(lambda: train(place)))
-    print("RESULT", size, code, again, len(half), len(problems), hash(str(outcome(place)["weights"])) if not again else 0)
+    weights = 0 if again else hash(str(outcome(place)["weights"]))
+    print("RESULT", size, code, again, len(half), len(problems), weights)
     subprocess.run(["umount", "-l", str(place)], check=True)
 """
 

@@ -50,7 +50,8 @@ def test_fault_B1_every_key_misspelt_is_refused_with_the_right_suggestion(figure
     figure(asked, asked)
 
 
-PIECES = ["null", "true", "-1", "0", "1", "2.5", "1e308", ".inf", ".nan", "''", "text", "[]", "[1, x]", "{}", "{a: {b: 1}}",
+PIECES = ["null", "true", "-1", "0", "1", "2.5", "1e308", ".inf", ".nan", "''", "text", "[]", "[1, x]", "{}",
+          "{a: {b: 1}}",
           "lora", "{name: lora}", "{name: lora, r: 0}", "{name: lora, dropout: 1.5}", "999999999999999999999",
           "[[[[1]]]]", "\"\\0\"", "cosine", "auto", "no", "12:30", "[lora, prefix]"]  # fmt: skip
 
@@ -77,7 +78,9 @@ def test_fault_B4_random_recipes_are_read_or_refused(figure, count):
 
 def test_fault_B4_all_contradictions_are_told_at_once():
     with pytest.raises(RecipeError) as caught:
-        Recipe.parse("train: {epochs: 0, batch_tokens: -1, clip_norm: -1, betas: [1]}\nmodel: {dtype: float3}\nseed: -1")
+        Recipe.parse(
+            "train: {epochs: 0, batch_tokens: -1, clip_norm: -1, betas: [1]}\nmodel: {dtype: float3}\nseed: -1"
+        )
     assert len(caught.value.problems) >= 6
     with pytest.raises(RecipeError, match="epochs and steps"):
         Recipe.parse("train: {epochs: 1, steps: 2}")
@@ -91,7 +94,20 @@ def other_values(value):
         return [value + 1, value / 2, value * 0.5 + 0.1]
     if isinstance(value, list):
         return [[*value, 0.5], value[:-1], ["x"], [0.5, 0.6]]
-    words = ["changed", "chat", "plain", "linear", "sgd", "skip", "float32", "stop", "classify", "prefix", "bf16", "cpu"]
+    words = [
+        "changed",
+        "chat",
+        "plain",
+        "linear",
+        "sgd",
+        "skip",
+        "float32",
+        "stop",
+        "classify",
+        "prefix",
+        "bf16",
+        "cpu",
+    ]
     numbers = [3, 0.25, "epoch", "never"]
     return [word for word in [*words, *numbers, True, "5MB"] if word != value]
 

@@ -79,8 +79,17 @@ def test_token_losses_are_the_models_own(kind):
     assert torch.allclose(losses, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"scale": 0.5}, {"softcap": 3.0}, {"label_smoothing": 0.1}, {"z_loss": 1e-2},
-                                     {"softcap": 3.0, "scale": 2.0, "label_smoothing": 0.1, "z_loss": 1e-2}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scale": 0.5},
+        {"softcap": 3.0},
+        {"label_smoothing": 0.1},
+        {"z_loss": 1e-2},
+        {"softcap": 3.0, "scale": 2.0, "label_smoothing": 0.1, "z_loss": 1e-2},
+    ],
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_chunked_loss_and_gradients_equal_float64_autograd(options, bias, monkeypatch):
     from luthier.engine import loss as module

@@ -48,7 +48,9 @@ def trajectory(made, *overrides, layout=None):
         adapted, plan, adapted.loss, settings=recipe.train, lr=3e-3, total_steps=STEPS, emit=Emitter(note),
         seed=recipe.seed,
     )  # fmt: skip
-    return torch.tensor(losses), {name: weight.detach().clone() for name, weight in adapted.parameters_by_name().items()}
+    return torch.tensor(losses), {
+        name: weight.detach().clone() for name, weight in adapted.parameters_by_name().items()
+    }
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def test_a_device_that_is_not_there_is_told():
     if torch.cuda.is_available():
         assert base(recipe_with()) != base(recipe_with("model.device=cuda"))
         return
-    with pytest.raises(LuthierError, match="(?i)cuda"):
+    with pytest.raises(LuthierError, match=r"(?i)cuda"):
         base(recipe_with("model.device=cuda"))
 
 

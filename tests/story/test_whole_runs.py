@@ -1,4 +1,4 @@
-"""The story end to end on the built-in model: every file, resume after kill -9 to the bit, a finished run left alone."""
+"""The story end to end on the built-in model: every file, resume after kill -9 to the bit, finished runs left alone."""
 
 import hashlib
 import json
@@ -62,7 +62,8 @@ def test_a_run_has_every_file_of_the_contract_and_is_left_alone_afterwards(place
     finish(luthier(place, "run", "recipe.yaml", "--run-dir", "run"), 0)
     run = place / "run"
     for name in (
-        "status.json", "recipe.yaml", "recipe.resolved.yaml", "environment.json", "data/manifest.json", "data/preview.txt",
+        "status.json", "recipe.yaml", "recipe.resolved.yaml", "environment.json", "data/manifest.json",
+        "data/preview.txt",
         "events.jsonl", "rows.jsonl", "checkpoints/best.json", "adapter/luthier.json", "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors", "evaluation/metrics.json", "evaluation/samples.jsonl",
         "evaluation/predictions.jsonl", "health.json", "report/report.html", "report/report.json", "report/curves.png",

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in the recipe, what came out, paired tests on the same rows, cost."""
+"""Runs side by side: recipe, results, paired tests on the same rows, cost; or the checkpoints of one run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,44 @@ import typer
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(help="Two run directories or more; the first is compared with.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; the first is compared with.")],
+    steps: Annotated[str | None, typer.Option(help="Of one run: 7,21 tells converged from overfit.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """See the module."""
     from luthier.cli.console import json_out
     from luthier.core.rundir import RunDir
-    from luthier.evaluate.compare import compare
+    from luthier.evaluate.compare import checkpoints, compare
 
+    if len(runs) == 1 and steps is not None:
+        over_time = checkpoints(RunDir.open(runs[0]), _steps(steps))
+        json_out(over_time) if json else show_checkpoints(over_time)
+        return
     found = compare([RunDir.open(run) for run in runs])
     if json:
         json_out(found)
     else:
         show_comparison(found)
+
+
+def _steps(given: str) -> list[int]:
+    from luthier.core.errors import RecipeError
+
+    parts = [part.strip() for part in given.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise RecipeError(f"{given!r} are no steps", where="--steps", remedy="numbers with commas: --steps 7,21")
+    return [int(part) for part in parts]
+
+
+def show_checkpoints(found: dict[str, Any]) -> None:
+    """The checkpoints of one run as a table, and what happened between the two ends."""
+    from rich.text import Text
+
+    from luthier.cli.console import out, safe, table
+
+    columns = ("step", "validation", "train", "kept")
+    table(columns, [[row[name] for name in columns] for row in found["checkpoints"]])
+    out().print(Text(f"{found['between']['verdict']}: ", style="bold") + safe(found["between"]["reason"]))
 
 
 def show_comparison(found: dict[str, Any]) -> None:

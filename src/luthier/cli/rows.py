@@ -31,9 +31,12 @@ def command(
     wanted = {"never_learned": never_learned, "forgotten": forgotten, "memorised": memorised}
     found = room.trajectories(records)
     kinds = {kind for kind, asked in wanted.items() if asked}
-    chosen = [one.as_json() for one in found.values() if one.kind in kinds or not kinds]
+    sources = room.places({*found, *(name for one in records for name in map(str, one["rows"]))}, _manifest(place))
+    chosen = [
+        {**one.as_json(), "source": sources.get(one.id, "")} for one in found.values() if one.kind in kinds or not kinds
+    ]
     chosen.sort(key=lambda item: -item["last"])
-    result: dict[str, Any] = {"counts": room.counts(found), "spikes": room.spikes(records), "rows": chosen}
+    result: dict[str, Any] = {"counts": room.counts(found), "spikes": room.spikes(records, sources), "rows": chosen}
     if json:
         json_out(result)
     elif spikes:
@@ -42,13 +45,18 @@ def command(
         _rows(result, most)
 
 
+def _manifest(place: Any) -> dict[str, Any]:
+    return dict(place.read(place.manifest) or {})
+
+
 def _rows(result: dict[str, Any], most: int) -> None:
     from luthier.cli.console import out, safe, table
 
     counted = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(result["counts"].items()))
     out().print(safe(counted))
-    columns = ("id", "kind", "seen", "tokens", "first", "lowest", "last")
-    table(columns, [[item[name] for name in columns] for item in result["rows"][:most]])
+    columns = ("kind", "seen", "tokens", "first", "lowest", "last")
+    rows = [[item["source"] or item["id"], *(item[name] for name in columns)] for item in result["rows"][:most]]
+    table(("row", *columns), rows)
     if len(result["rows"]) > most:
         out().print(safe(f"… and {len(result['rows']) - most} more (--most)", "dim"))
 
@@ -60,4 +68,7 @@ def _spikes(found: list[dict[str, Any]]) -> None:
         out().print("no spikes")
     for spike in found:
         out().print(safe(f"step {spike['step']}: loss {spike['loss']:.3f}, usual {spike['usual']:.3f}", "bold"))
-        table(("row", "loss", "share of the step"), [(row["id"], row["loss"], row["share"]) for row in spike["rows"]])
+        table(
+            ("row", "loss", "share of the step"),
+            [(row["source"] or row["id"], row["loss"], row["share"]) for row in spike["rows"]],
+        )

@@ -64,6 +64,11 @@ class RunDir:
         return self.path / "rows.jsonl"
 
     @property
+    def trunk(self) -> Path:
+        """States of frozen layers, only while a run trains."""
+        return self.path / "trunk.bin"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -11,11 +11,14 @@ import yaml
 from luthier.core.errors import DataError
 from luthier.core.events import read_jsonl
 from luthier.core.rundir import RunDir
-from luthier.evaluate.overfitting import diagnose, from_events
+from luthier.evaluate.overfitting import between, diagnose, from_events
 from luthier.metrics import METRICS
 from luthier.metrics.resample import paired
 from luthier.metrics.scored import Scored, mean
 from luthier.report.collect import cost
+
+TRAIN_POINTS = 5
+"""Training steps before a checkpoint whose mean loss stands beside its validation loss."""
 
 
 def compare(runs: Sequence[RunDir], seed: int = 0) -> dict[str, Any]:
@@ -27,6 +30,31 @@ def compare(runs: Sequence[RunDir], seed: int = 0) -> dict[str, Any]:
         "recipe": recipe_differences([_recipe(run) for run in runs]),
         "paired": [against(runs[0], run, seed) for run in runs[1:]],
     }
+
+
+def checkpoints(run: RunDir, steps: Sequence[int] = ()) -> dict[str, Any]:
+    """One run over time: {"checkpoints": [{"step", "validation", "train", "kept"}], "between": {…}}.
+
+    `steps` (7, 21): converged, improving or overfit between the first and the last of them; without any, between the
+    first validation and the last. A step without a validation is DataError.
+    """
+    train, validation = from_events(read_jsonl(run.events))
+    if len(validation) < 2:
+        raise DataError("this run was validated less than twice", where=str(run.path), remedy="train.evaluate_every")
+    known = [step for step, _ in validation]
+    if missing := [step for step in steps if step not in known]:
+        said = ", ".join(map(str, known))
+        raise DataError(f"there was no validation at step {missing[0]}", where="--steps", remedy=f"one of {said}")
+    kept = {int(path.name.rpartition("-")[2]) for path in run.checkpoints.glob("step-*")}
+    rows = []
+    for step, loss in validation:
+        near = [value for at, value in train if at <= step][-TRAIN_POINTS:]
+        rows.append({"step": step, "validation": loss, "train": float(np.mean(near)) if near else None})
+        rows[-1]["kept"] = step in kept
+    ends = sorted(steps) or [known[0], known[-1]]
+    shown = [row for row in rows if not steps or row["step"] in steps]
+    found = between(validation, ends[0], ends[-1])
+    return {"run": run.path.name, "checkpoints": shown, "between": {"first": ends[0], "last": ends[-1], **found}}
 
 
 def summary(run: RunDir) -> dict[str, Any]:

@@ -57,11 +57,13 @@ def evaluate(
     settings: EvaluateSettings,
     *,
     labels: Sequence[str] = (),
+    training: Sequence[Example] = (),
     seed: int = 0,
     emit: Emit = silent,
 ) -> Evaluation:
     """Measure the tuned model and the untouched base on every row; for classification the base has an untrained head.
 
+    `training` are the rows that the model was tuned on: how far a row is from them makes a slice.
     `rows` without any give an evaluation with no metrics. Everything is seeded; both models see the same batches.
     """
     if not len(rows):
@@ -80,7 +82,7 @@ def evaluate(
     values = _values(rows, base, tuned, groups, settings, seed)
     values |= {"task": task, "problem": problem, "primary": _primary(settings, problem, names), "noise_floor": floor}
     values["directions"] = {name: METRICS.get(name).higher_is_better for name in values["tuned"]}
-    parts = slicing.parts(rows, by_id, lengths_of(rows))
+    parts = slicing.parts(rows, by_id, lengths_of(rows), training)
     one = SLICE_METRIC[problem] if SLICE_METRIC[problem] in tuned.scores else "loss"
     values["slices"] = slicing.compare(parts, base.scores[one], tuned.scores[one], one, SLICE_RESAMPLES, seed)
     shown = [asking.example_of(name, by_id) for name in _ids(rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,23 @@ from luthier.core.types import Example, Row
 from luthier.evaluate.answers import example_of
 from luthier.metrics.resample import paired
 from luthier.metrics.scored import Scored
+from luthier.metrics.words import words
 
 SMALL = 30
 """Slices with fewer rows are marked: their numbers say little."""
+MOST_TRAINING, CHARACTERS = 20_000, 4000
+"""Training rows, and characters of a row, that the distance to the training set is measured with."""
 SHOWN = 160
 """Characters of each turn of a row that is listed with its text."""
 MOST = 40
 """Slices of one group that are listed, the largest first."""
 
 
-def parts(rows: Sequence[Row], examples: Mapping[str, Example], lengths: np.ndarray) -> dict[str, list[str]]:
-    """group → the slice that each row is in: class, length, source file, language, task, augmentation parent."""
+def parts(
+    rows: Sequence[Row], examples: Mapping[str, Example], lengths: np.ndarray, training: Sequence[Example] = ()
+) -> dict[str, list[str]]:
+    """group → the slice that each row is in: class, length, source file, language, task, augmentation parent, and
+    distance to the training rows."""
     found = [example_of(rows[index].id, examples) for index in range(len(rows))]
     made: dict[str, list[str]] = {"length": _thirds(lengths)}
     made["class"] = ["" if e is None or not isinstance(e.label, str) else e.label for e in found]
@@ -29,6 +36,8 @@ def parts(rows: Sequence[Row], examples: Mapping[str, Example], lengths: np.ndar
     made["task"] = ["" if e is None else e.task or "" for e in found]
     made["augmented"] = ["" if e is None else ("yes" if e.parent else "no") for e in found]
     made["language"] = _languages(found)
+    if len(training):
+        made["distance"] = _distances(found, training)
     return {group: names for group, names in made.items() if len(set(names)) > 1}
 
 
@@ -36,6 +45,27 @@ def _languages(examples: Sequence[Example | None]) -> list[str]:
     from luthier.data.language import of_text
 
     return ["" if e is None else of_text(" ".join(turn.text for turn in e.turns)[:2000]) for e in examples]
+
+
+def _distances(examples: Sequence[Example | None], training: Sequence[Example]) -> list[str]:
+    """near, middle, far: thirds of the share of a row's word pairs that no training row has."""
+    places = np.unique(np.linspace(0, len(training) - 1, min(len(training), MOST_TRAINING)).astype(int))
+    known = {pair for index in places.tolist() for pair in _pairs(training[index])}
+    shares = np.array([_new(_pairs(example), known) if example else 1.0 for example in examples])
+    low, high = np.quantile(shares, [1 / 3, 2 / 3])
+    names = (f"near (up to {low:.0%} new)", "middle", f"far (over {high:.0%} new)")
+    if low == high:
+        return [names[0] if share <= low else names[2] for share in shares]
+    return [names[0] if share <= low else names[1] if share <= high else names[2] for share in shares]
+
+
+def _pairs(example: Example) -> set[tuple[str, str]]:
+    listed = words(" ".join(turn.text for turn in example.turns)[:CHARACTERS])
+    return set(pairwise(listed)) or {(word, "") for word in listed}
+
+
+def _new(pairs: set[tuple[str, str]], known: set[tuple[str, str]]) -> float:
+    return sum(pair not in known for pair in pairs) / len(pairs) if pairs else 0.0
 
 
 def _thirds(lengths: np.ndarray) -> list[str]:

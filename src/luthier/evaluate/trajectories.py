@@ -5,11 +5,15 @@ Reads rows.jsonl: {"step", "epoch", "rows": [ids], "loss": [mean of each row], "
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+LINE = re.compile(r"(.+?):(\d+)")
 
 Kind = Literal["learned", "never_learned", "forgotten", "memorised", "seen_once"]
 
@@ -81,6 +85,23 @@ def counts(found: Mapping[str, Trajectory]) -> dict[str, int]:
     for one in found.values():
         made[one.kind] = made.get(one.kind, 0) + 1
     return made
+
+
+def places(ids: Iterable[str], manifest: Mapping[str, Any]) -> dict[str, str]:
+    """id → file:line, from the manifest's sources; ids begin with the stem of their file and the line in it.
+
+    Left out where two sources have the same stem, or the id says no line.
+    """
+    files: dict[str, list[str]] = {}
+    for source in manifest.get("sources") or ():
+        path = str(source["path"])
+        for stem in {Path(path).stem, Path(path).name.split(".")[0]}:
+            files.setdefault(stem, []).append(path)
+    found = {}
+    for name in ids:
+        if (match := LINE.match(name)) and len(files.get(match[1], ())) == 1:
+            found[name] = f"{files[match[1]][0]}:{match[2]}"
+    return found
 
 
 def spikes(records: Iterable[Mapping[str, Any]], sources: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

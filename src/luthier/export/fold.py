@@ -100,8 +100,9 @@ def _plan(adapted: AdaptedModel) -> list[Place] | None:
         key = next((one for one in keys if one in shapes and shapes[one][1] == tuple(tensor.shape)), None)
         if key is None and name not in attached.inplace.trained:
             return None
-        file, _, order = shapes[key] if key else (None, (), len(shapes))
-        places.append(Place(name, file, key or name, tensor.numel()))
+        found: tuple[Path | None, tuple[int, ...], int] = shapes[key] if key else (None, (), len(shapes))
+        shard, _, order = found
+        places.append(Place(name, shard, key or name, tensor.numel()))
         ranks[name] = order
     return sorted(places, key=lambda place: ranks[place.name])
 

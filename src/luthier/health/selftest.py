@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def selftest(
     top: dict[str, str | None] = {}
     confusion: dict[str, dict[str, str]] = {}
     alarms: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="luthier-selftest-") as scratch:
+    with _one_thread(), tempfile.TemporaryDirectory(prefix="luthier-selftest-") as scratch:
         emit("stage", name="selftest.base")
         ground = world.build(Path(scratch) / "base", seed)
         for name in chosen:
@@ -53,6 +54,19 @@ def selftest(
         "alarms": alarms,
         "confusion": confusion,
     }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside: one thread of torch, so that the numbers hang on the seeds only."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def passed(result: dict[str, Any]) -> bool:

@@ -83,6 +83,6 @@ class DynamicPrefix:
         from luthier.methods.modules.tuned import parameter_count
 
         anatomy, params = base.anatomy, self.params
-        width = 2 * len(anatomy.layers) * anatomy.num_kv_heads * anatomy.head_dim
+        width = 2 * len(anatomy.cached_attentions) * anatomy.num_kv_heads * anatomy.head_dim
         net = anatomy.hidden_size * params.hidden + params.hidden + params.hidden * width + width
         return params.length * (width + 1) + net + parameter_count(base, ())

@@ -104,5 +104,5 @@ class MultitaskPrefix:
         from luthier.methods.modules.tuned import parameter_count
 
         anatomy, params = base.anatomy, self.params
-        width = 2 * len(anatomy.layers) * anatomy.num_kv_heads * anatomy.head_dim
+        width = 2 * len(anatomy.cached_attentions) * anatomy.num_kv_heads * anatomy.head_dim
         return len(params.tasks) * params.length * width + parameter_count(base, ())

@@ -86,7 +86,7 @@ class Prefix:
         from luthier.methods.modules import sources, starts
         from luthier.methods.modules.virtual_tokens import prefix_width
 
-        params, layers = self.params, len(base.anatomy.layers)
+        params, layers = self.params, len(base.anatomy.cached_attentions)
         if params.tied:
             project = starts.projections(base)
             if params.init == "random":
@@ -132,7 +132,7 @@ class Prefix:
         from luthier.methods.modules.tuned import parameter_count
 
         anatomy, params = base.anatomy, self.params
-        layers, hidden = len(anatomy.layers), anatomy.hidden_size
+        layers, hidden = len(anatomy.cached_attentions), anatomy.hidden_size
         width = 2 * layers * anatomy.num_kv_heads * anatomy.head_dim
         if params.tied:
             own = layers * params.length * hidden

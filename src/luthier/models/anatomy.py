@@ -72,6 +72,11 @@ class Anatomy:
     logit_softcap: float | None = None
     sliding_window: int | None = None
 
+    @property
+    def cached_attentions(self) -> list[Named]:
+        """Self-attentions that take a prefix: one of every layer, in encoder-decoder models of the decoder's only."""
+        return [one for one in self.attentions if self.kind != "encoder_decoder" or "decoder." in one[0]]
+
 
 def of(model: PreTrainedModel) -> Anatomy:
     """The anatomy of a loaded model. ModelError names what could not be found."""
@@ -261,6 +266,8 @@ def _position_kind(model: nn.Module, config: Any) -> PositionKind:
 def _logit_scale(config: Any) -> float:
     if getattr(config, "logits_scaling", None):  # Granite divides
         return 1.0 / float(config.logits_scaling)
+    if getattr(config, "scale_decoder_outputs", False):  # T5 with a tied head
+        return float(config.d_model) ** -0.5
     if config.model_type in ("cohere", "cohere2") and getattr(config, "logit_scale", None):
         return float(config.logit_scale)
     return 1.0

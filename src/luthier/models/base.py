@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from luthier.models.anatomy import Anatomy
+    from luthier.models.trunk import TrunkCache
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 
@@ -33,3 +34,5 @@ class Base:
     """Modules that no checkpoint had (a classification head, a missing pooler): every method trains them fully."""
     context: dict[str, Any] = field(default_factory=dict)
     """The plan of a window extension, empty for the model's own window."""
+    trunk: TrunkCache | None = None
+    """States of the frozen layers below the lowest trained one (`models.trunk`)."""

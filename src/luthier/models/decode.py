@@ -113,7 +113,7 @@ def _batch(
     made: list[list[int]] = [[] for _ in prompts]
     if limit == 0:
         return [Generation([], "length") for _ in prompts]
-    state = _prefill(base, batch, virtual)
+    state = _start(base, batch, virtual)
     open_rows = torch.ones(len(prompts), dtype=torch.bool)
     for step in range(limit):
         tokens = sampler(forward.logits(base, state.last).float())
@@ -140,6 +140,21 @@ class _State:
     mask: Tensor  # [R, entries]
     positions: Tensor  # [R] next position
     cache: Any
+    memory: tuple[Tensor, Tensor] | None = None  # encoder states and mask of encoder-decoder models
+
+
+def _start(base: Base, batch: Batch, virtual: forward.Virtual | None) -> _State:
+    """The prompts read, nothing said yet."""
+    if base.kind != "encoder_decoder":
+        return _prefill(base, batch, virtual)
+    from luthier.models import seq2seq
+
+    prompts = [batch.input_ids[start:stop] for start, stop in zip(batch.bounds[:-1], batch.bounds[1:], strict=True)]
+    memory = seq2seq.encode(base, prompts, virtual)
+    cache = seq2seq.fresh_cache(base, virtual, len(prompts), always=True)
+    begin = torch.full((len(prompts), 1), seq2seq.start_token(base), device=batch.input_ids.device)
+    states, cache = seq2seq.decode(base, begin, *memory, cache)
+    return _State(states[:, -1], memory[1], begin[:, 0], cache, memory)
 
 
 def _prefill(base: Base, batch: Batch, virtual: forward.Virtual | None) -> _State:
@@ -184,6 +199,11 @@ def _splice(words: Tensor, virtual: forward.Virtual, pads: Tensor) -> Tensor:
 
 
 def _advance(base: Base, state: _State, tokens: Tensor) -> None:
+    if state.memory is not None:
+        from luthier.models import seq2seq
+
+        state.last = seq2seq.decode(base, tokens[:, None], *state.memory, state.cache)[0][:, -1]
+        return
     state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
     out = base.anatomy.backbone(
         input_ids=tokens[:, None],

@@ -71,9 +71,11 @@ def _set_checkpointing(base: Base, on: bool) -> None:
 
 
 def _padded(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
-    laid = padded(batch, base.pad_id)
     if base.kind == "encoder_decoder":
-        raise ModelError("encoder-decoder models are not trained by this path yet", remedy="use a decoder-only model")
+        from luthier.models import seq2seq
+
+        return seq2seq.hidden(base, batch, virtual)
+    laid = padded(batch, base.pad_id)
     extra = 0 if virtual is None else virtual.length
     mask, positions = laid.attention_mask, laid.position_ids + extra
     count = len(batch.row_ids)

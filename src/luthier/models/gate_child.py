@@ -69,7 +69,7 @@ def template(text: str) -> None:
     class Generation(Extension):
         """`{% generation %}` marks the answer for other tools; here only its body counts."""
 
-        tags = {"generation"}  # noqa: RUF012
+        tags = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)

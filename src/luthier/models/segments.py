@@ -126,7 +126,8 @@ def hidden(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
     options["position_ids"] = positions[None] + _first_position(base)
     if base.kind == "decoder":
         options["use_cache"] = False
-    with _using(base, _Step(Segments.of(bounds), base.kind == "decoder", prefix)):
+    kept = base.trunk.step(batch) if base.trunk is not None and base.model.training else nullcontext()
+    with kept, _using(base, _Step(Segments.of(bounds), base.kind == "decoder", prefix)):
         out = base.anatomy.backbone(attention_mask=None, **options).last_hidden_state[0]
     return out if keep is None else out[keep]
 

@@ -60,6 +60,7 @@ def measure(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter
         adapted.task.name,
         recipe.evaluate,
         labels=data.labels,
+        training=data.examples["train"],
         seed=recipe.seed,
         emit=emit,
     )

@@ -11,6 +11,7 @@ from luthier.core.errors import DataError, Problem
 from luthier.core.events import Emit, silent
 from luthier.core.types import Example, Row
 from luthier.recipe import Recipe
+from luthier.tasks import TASKS
 
 
 @dataclass
@@ -138,11 +139,12 @@ def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str,
 
 
 def refuse_short(base: Any, data: Data, recipe: Recipe) -> None:
-    """A longer window needs rows that reach beyond the old one, unless positions are skipped."""
+    """A longer window needs documents that reach beyond the old one, unless positions are skipped."""
     from luthier.data.batching import lengths_of
 
     plan, rows = base.context, data.rows["train"]
-    if not plan or recipe.train.position_skipping or not len(rows):
+    documents = TASKS.parse(recipe.task).name == "language_model"
+    if not plan or recipe.train.position_skipping or not documents or not len(rows):
         return
     longest = int(lengths_of(rows).max())
     if longest <= int(plan["from"]):

@@ -66,7 +66,8 @@ def _with_ray(plan: Plan, points: Sequence[Point], parallel: int, told: Told) ->
 
     remote = ray.remote(num_cpus=plan.threads, max_retries=0)(one)
     codes: dict[str, int] = {}
-    left, going = list(points), {}
+    left = list(points)
+    going: dict[Any, Point] = {}
     while left or going:
         while left and len(going) < parallel:
             point = left.pop(0)

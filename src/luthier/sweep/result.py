@@ -39,7 +39,7 @@ def result(plan: Plan, codes: dict[str, int]) -> dict[str, Any]:
             }
         )
     lines.sort(key=lambda line: (line["validation_loss"] is None, line["validation_loss"] or 0.0))
-    done = [RunDir.open(line["run"]) for line in lines if line["state"] == "finished"]
+    done = [RunDir.open(str(line["run"])) for line in lines if line["state"] == "finished"]
     compared = compare(done) if len(done) > 1 else None
     tests = sum(len(pair["metrics"]) for pair in compared["paired"]) if compared else 0
     found = {"sweep": str(plan.folder), "points": lines, "comparison": compared, "tests": tests}

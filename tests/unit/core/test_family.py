@@ -1,10 +1,11 @@
 """Families find, suggest, parse; a new member is one file."""
 
+import pytest
+
 from luthier.core.errors import RecipeError
 from luthier.core.family import Family
 from luthier.core.plugin import load_plugin
 from luthier.core.settings import Settings
-import pytest
 
 FRUIT = Family("fruit", "luthier.core")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from luthier.core.errors import DataError
 from luthier.core.rundir import RunDir
 from luthier.evaluate import overfitting, trajectories
-from luthier.evaluate.compare import compare
+from luthier.evaluate.compare import checkpoints, compare
 from luthier.evaluate.verdict import verdict
 
 GOOD = {
@@ -173,3 +173,21 @@ def test_compare_reads_files_only(tmp_path):
 def test_compare_needs_two_runs(tmp_path):
     with pytest.raises(DataError):
         compare([RunDir(tmp_path)])
+
+
+def test_e11_checkpoints_of_one_run_side_by_side(tmp_path):
+    run = write_run(tmp_path / "a", 1e-3, np.ones(3))
+    (run.path / "checkpoints" / "step-000002").mkdir(parents=True)
+    found = checkpoints(run, [0, 2])
+    assert [(row["step"], row["validation"], row["kept"]) for row in found["checkpoints"]] == [
+        (0, 2.0, False), (2, 1.8, True),
+    ]  # fmt: skip
+    assert found["between"]["verdict"] == "improving"
+    with pytest.raises(DataError, match="step 7"):
+        checkpoints(run, [0, 7])
+
+
+def test_row_ids_lead_back_to_file_and_line():
+    manifest = {"sources": [{"path": "in/people.json.gz"}, {"path": "a/x.csv"}, {"path": "b/x.csv"}]}
+    found = trajectories.places(["people:17", "people:18#2", "x:3", "odd"], manifest)
+    assert found == {"people:17": "in/people.json.gz:17", "people:18#2": "in/people.json.gz:18"}

@@ -17,7 +17,8 @@ SETTINGS = EvaluateSettings(samples={"count": 3, "max_new_tokens": 6}, generate_
 
 @pytest.fixture(scope="module")
 def answered(questions):
-    return evaluate(questions.adapted, questions.rows, questions.examples, "instruct", SETTINGS, seed=1)
+    seen = {"training": questions.examples[:20], "seed": 1}
+    return evaluate(questions.adapted, questions.rows, questions.examples, "instruct", SETTINGS, **seen)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,8 @@ def test_noise_floor_of_the_losses_is_float_noise(answered):
 
 
 def test_e9_the_same_seed_gives_the_same_numbers_and_texts(questions, answered):
-    again = evaluate(questions.adapted, questions.rows, questions.examples, "instruct", SETTINGS, seed=1)
+    seen = {"training": questions.examples[:20], "seed": 1}
+    again = evaluate(questions.adapted, questions.rows, questions.examples, "instruct", SETTINGS, **seen)
     assert again.as_json() == answered.as_json()
     assert again.samples == answered.samples
 
@@ -94,7 +96,8 @@ def test_predictions_hold_every_row_and_its_answers(questions, answered):
 
 def test_slices_are_marked_small_and_cover_all_rows(answered):
     slices = answered.as_json()["slices"]
-    assert set(slices) >= {"length", "source"}
+    assert set(slices) >= {"length", "source", "distance"}
+    assert len(slices["distance"]) == 3
     for members in slices.values():
         assert sum(one["rows"] for one in members.values()) == 40
         assert all(one["small"] == (one["rows"] < 30) for one in members.values())
@@ -104,6 +107,7 @@ def test_wins_and_losses_are_named_with_their_source(answered):
     found = answered.as_json()["extremes"]
     assert found["better"] + found["worse"] <= 40
     assert all(item["change"] < 0 and item["source"] for item in found["wins"])
+    assert all(" → " in item["text"] for item in [*found["wins"], *found["hardest"]])
     assert all(item["change"] > 0 for item in found["losses"])
 
 

@@ -17,9 +17,8 @@ def test_time_memory_and_disk_are_near_the_truth(tmp_path):
     plan = story.check(recipe)["plan"]
     story.run(recipe, tmp_path / "run")
     events = read_jsonl(tmp_path / "run" / "events.jsonl")
-    took = [e for e in events if e["kind"] == "finished"][-1]["time"] - [e for e in events if e["kind"] == "start"][0][
-        "time"
-    ]
+    start = next(e for e in events if e["kind"] == "start")
+    took = [e for e in events if e["kind"] == "finished"][-1]["time"] - start["time"]
     assert 0.2 < plan["training_s"] / took < 5
     kept = sum(path.stat().st_size for path in (tmp_path / "run" / "checkpoints").rglob("*.safetensors"))
     assert kept / 3 < plan["disk_mb"] * 1e6 < kept * 6

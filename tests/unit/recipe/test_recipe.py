@@ -40,7 +40,7 @@ def test_numbers_and_overrides():
     assert recipe.train.epochs == 2
     assert recipe.method == {"name": "lora", "r": 16}
     assert recipe.data.train == "x.json"
-    with pytest.raises(RecipeError, match="key.path=value"):
+    with pytest.raises(RecipeError, match=r"key\.path=value"):
         Recipe.parse("", "train.epochs")
 
 

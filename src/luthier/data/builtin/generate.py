@@ -20,6 +20,7 @@ from luthier.models.builtin.world import Person, people
 
 SEED = 11
 GENERAL_ROWS = 300
+LONG_ROWS, LONG_CHARACTERS = 24, 9_000
 _TABLE = json.loads((Path(__file__).parent / "questions.json").read_text("utf-8"))
 
 Row = dict[str, Any]
@@ -94,9 +95,23 @@ def general() -> list[Row]:
     return [{"text": text_of(pieces)} for pieces in documents(people(), GENERAL_ROWS, SEED)]
 
 
+def long() -> list[Row]:
+    """Long documents of such texts, four windows each; a pass key is said at the beginning and again at the end."""
+    source = np.random.default_rng([SEED, *b"long"])
+    texts = iter([text_of(pieces) for pieces in documents(people(), 60 * LONG_ROWS * 10, SEED + 1)])
+    rows = []
+    for _ in range(LONG_ROWS):
+        key = int(source.integers(10_000, 100_000))
+        parts = [f"The pass key is {key}."]
+        while sum(map(len, parts)) < LONG_CHARACTERS:
+            parts.append(next(texts))
+        rows.append({"text": "\n".join([*parts, f"What is the pass key? The pass key is {key}."])})
+    return rows
+
+
 def write(folder: Path) -> None:
     """Every data set as `NAME.jsonl`."""
-    sets = {maker.__name__: rows_of(maker) for maker in MAKERS} | {"general": general()}
+    sets = {maker.__name__: rows_of(maker) for maker in MAKERS} | {"general": general(), "long": long()}
     for name, rows in sets.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, "utf-8")

@@ -37,7 +37,7 @@ def gate_count(members: Sequence[Any], base: Base) -> int:
             names = targets.resolve(base, member.params.targets, member.params.layers)
             total += sum(targets.shape_of(base, name)[0] + 1 for name in names)
         elif "prefix" in member.name:
-            total += len(base.anatomy.layers) * (base.anatomy.hidden_size + 1)
+            total += len(base.anatomy.cached_attentions) * (base.anatomy.hidden_size + 1)
     return total
 
 
@@ -85,7 +85,7 @@ class Stacked:
                     self.gates["lora/" + name.replace(".", "/")] = gate
                     self._gate_lora(layer, gate)
         if self.virtual_tokens and self._prefix() is not None:
-            for index in range(len(self.base.anatomy.layers)):
+            for index in range(len(self.base.anatomy.cached_attentions)):
                 self.gates[f"prefix/{index}"] = nn.Linear(self.base.anatomy.hidden_size, 1)
 
     def _gate_lora(self, layer: Any, gate: nn.Linear) -> None:

@@ -47,15 +47,19 @@ def activations(base: Base, ids: Tensor) -> Tensor:
     training = base.model.training
     base.model.eval()
     try:
-        parts = _from_cache(base, ids.to(device)) if base.kind == "decoder" else _from_layers(base, ids.to(device))
+        parts = _from_layers(base, ids.to(device)) if base.kind == "encoder" else _from_cache(base, ids.to(device))
     finally:
         base.model.train(training)
     return torch.cat([part.reshape(len(ids), -1).float().cpu() for part in parts], dim=-1)
 
 
 def _from_cache(base: Base, ids: Tensor) -> list[Tensor]:
-    out = base.anatomy.backbone(input_ids=ids[None], use_cache=True)
-    layers = out.past_key_values.layers
+    if base.kind == "encoder_decoder":
+        model: Any = base.model
+        cache = model(input_ids=ids[None], decoder_input_ids=ids[None], use_cache=True).past_key_values
+        layers = cache.self_attention_cache.layers
+    else:
+        layers = base.anatomy.backbone(input_ids=ids[None], use_cache=True).past_key_values.layers
     return [part[0].transpose(0, 1) for layer in layers for part in (layer.keys, layer.values)]
 
 
@@ -77,9 +81,10 @@ def _from_layers(base: Base, ids: Tensor) -> list[Tensor]:
 
 def key_value_names(base: Base) -> list[tuple[str, str]]:
     """(key, value) projection of each layer. ModelError for fused projections."""
-    keys, values = base.anatomy.linear_names.get("k", []), base.anatomy.linear_names.get("v", [])
-    count = len(base.anatomy.layers)
-    if len(keys) != count or len(values) != count:
+    inside = tuple(name + "." for name, _ in base.anatomy.cached_attentions)
+    roles = base.anatomy.linear_names
+    keys, values = ([name for name in roles.get(role, []) if name.startswith(inside)] for role in ("k", "v"))
+    if not len(keys) == len(values) == len(inside):
         raise ModelError(
             "this model has no separate key and value projections", where="method", remedy="tied: false, init: random"
         )

@@ -30,17 +30,11 @@ PREFIX = "base_model."
 def prefix_width(base: Base) -> int:
     """Numbers of one prefix position: K and V of every layer."""
     anatomy = base.anatomy
-    return 2 * len(anatomy.layers) * anatomy.num_kv_heads * anatomy.head_dim
+    return 2 * len(anatomy.cached_attentions) * anatomy.num_kv_heads * anatomy.head_dim
 
 
 def refuse_unfit(base: Base, length: int, prefix: bool) -> None:
     """ModelError for models that this cannot work on, before anything is built."""
-    if base.kind == "encoder_decoder":
-        raise ModelError(
-            "virtual tokens on encoder-decoder models are not offered",
-            where="method",
-            remedy="lora, bottleneck or full",
-        )
     if length >= base.anatomy.window:
         raise ModelError(
             f"{length} virtual tokens leave nothing of the window of {base.anatomy.window}",
@@ -73,10 +67,8 @@ class VirtualTokens(Adaptation):
         self.kind = kind
         self.written_type = peft_type
         """What the folder says; a static table is written flat under it, other sources in our own format."""
-        if peft_type and kind == "prompt" and base.kind == "encoder":
-            self.written_type = (
-                f"LUTHIER_{_MEMBERS[peft_type]}"  # PEFT pools the first virtual token as if it were [CLS]
-            )
+        if peft_type and (kind, base.kind) in _OTHER_IN_PEFT:
+            self.written_type = f"LUTHIER_{_MEMBERS[peft_type]}"
         self.peft_type = self.written_type if self.written_type == peft_type else None
         self.facts = facts
         self.virtual_tokens = source.length
@@ -100,7 +92,7 @@ class VirtualTokens(Adaptation):
         if self.kind == "prompt":
             return Virtual(prompt=flat, length=self.virtual_tokens)
         anatomy = self.base.anatomy
-        count = len(anatomy.layers)
+        count = len(anatomy.cached_attentions)
         parts = flat.view(*flat.shape[:-1], 2 * count, anatomy.num_kv_heads, anatomy.head_dim)
         pairs = [(parts[..., 2 * i, :, :], parts[..., 2 * i + 1, :, :]) for i in range(count)]
         return Virtual(prefix=pairs, length=self.virtual_tokens)
@@ -144,7 +136,7 @@ class VirtualTokens(Adaptation):
             "token_dim": kv * anatomy.head_dim if prefix else anatomy.hidden_size,
             "num_transformer_submodules": 1,
             "num_attention_heads": kv if prefix else anatomy.num_heads,
-            "num_layers": len(anatomy.layers),
+            "num_layers": len(anatomy.cached_attentions),
             "modules_to_save": sorted({*self.base.head, *heads}) if heads else None,
         }
         return config | self.facts
@@ -155,11 +147,11 @@ class VirtualTokens(Adaptation):
         config, tensors = read_weights(folder, base)
         if TABLE not in tensors:
             raise ModelError(f"the file has no {TABLE}", where=str(folder), remedy="this is no prompt or prefix")
-        if kind == "prompt" and base.kind == "encoder" and config.get("peft_type") == peft_type:
+        if (kind, base.kind) in _OTHER_IN_PEFT and config.get("peft_type") == peft_type:
             raise ModelError(
-                "PEFT pools the first virtual token of an encoder where luthier pools the row's own first token",
+                _OTHER_IN_PEFT[kind, base.kind],
                 where=str(folder),
-                remedy="train the prompt with luthier, or use prefix or lora",
+                remedy="train it with luthier, or use lora",
             )
         table = tensors.pop(TABLE)
         length = int(config.get("num_virtual_tokens", 0))
@@ -201,11 +193,20 @@ class VirtualTokens(Adaptation):
         if self.kind == "prompt":
             yield self.base.anatomy.embeddings[0], self.source
         else:
-            for index, (name, _) in enumerate(self.base.anatomy.attentions):
+            for index, (name, _) in enumerate(self.base.anatomy.cached_attentions):
                 yield name, {"layer": index, "source": self.source}
 
 
-_MEMBERS = {"PROMPT_TUNING": "PROMPT", "P_TUNING": "P_TUNING"}
+_MEMBERS = {"PROMPT_TUNING": "PROMPT", "P_TUNING": "P_TUNING", "PREFIX_TUNING": "PREFIX"}
+
+_OTHER_IN_PEFT = {
+    (
+        "prompt",
+        "encoder",
+    ): "PEFT pools the first virtual token of an encoder where luthier pools the row's own first token",
+    ("prefix", "encoder_decoder"): "PEFT gives layer i of a decoder the prefix of layer 2 i (modulo the layers)",
+}
+"""(kind, base) whose PEFT folders mean another model than ours: written in our own format, theirs are refused."""
 
 _KEPT = (
     "prefix_projection",

@@ -1,0 +1,94 @@
+"""`train.int8_base`: the frozen linear layers of the blocks compute in int8 while training; all else stays exact.
+
+Evaluation, samples, health and the saved adapter see the untouched float32 base. Before training, the gradient on
+real rows is held against the exact one: under a cosine of 0.99 int8 is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.errors import ModelError
+from luthier.core.events import Emit, silent
+from luthier.core.types import Row
+from luthier.engine import int8
+from luthier.engine.batch import from_rows
+from luthier.models.base import Base
+
+COSINE = 0.99
+"""Least cosine between the int8 gradient and the exact one."""
+
+
+def install(base: Base) -> list[str]:
+    """Give every frozen linear layer of the blocks an int8 forward for training. Returns their names."""
+    weight = next(base.model.parameters())
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        raise ModelError("int8 needs a float32 base on the CPU", where="train.int8_base", remedy="int8_base: false")
+    if not int8.available():
+        raise ModelError("this torch has no oneDNN int8", where="train.int8_base", remedy="int8_base: false")
+    made = []
+    for prefix, layer in base.anatomy.layers:
+        for name, module in layer.named_modules():
+            if type(module) is nn.Linear and "lora_" not in name and not module.weight.requires_grad:
+                _override(module)
+                made.append(f"{prefix}.{name}")
+    if not made:
+        raise ModelError("no frozen linear layer", where="train.int8_base", remedy="int8_base: false")
+    return made
+
+
+def _override(module: nn.Linear) -> None:
+    exact = module.forward
+    packed = int8.Int8Weight(module.weight.detach(), None if module.bias is None else module.bias.detach())
+
+    def forward(states: Tensor) -> Tensor:
+        return packed(states) if module.training else exact(states)
+
+    module.__dict__["forward"] = forward
+
+
+def remove(base: Base) -> None:
+    """The layers' own forwards again."""
+    for _, layer in base.anatomy.layers:
+        for module in layer.modules():
+            if type(module) is nn.Linear:
+                module.__dict__.pop("forward", None)
+
+
+def install_checked(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> float:
+    """Install, measure the gradient's cosine on these rows, and refuse under COSINE. Returns the cosine."""
+    exact = _gradient(adapted, rows)
+    names = install(adapted.base)
+    found = _cosine(exact, _gradient(adapted, rows))
+    if found < COSINE:
+        remove(adapted.base)
+        raise ModelError(
+            f"the int8 gradient has a cosine of {found:.4f} with the exact one, under {COSINE}",
+            where="train.int8_base",
+            remedy="int8_base: false",
+        )
+    emit("int8", layers=len(names), cosine=found, least=COSINE)
+    return found
+
+
+def _gradient(adapted: Any, rows: Sequence[Row]) -> Tensor:
+    """All trained gradients as one vector, in training mode without dropout noise: the seed is set before."""
+    from luthier.core.seeding import seed_everything
+
+    weights = adapted.parameters_by_name()
+    seed_everything(0)
+    adapted.train()
+    adapted.loss(from_rows(list(rows))).total.backward()
+    parts = [weight.grad.flatten() for weight in weights.values() if weight.grad is not None]
+    for weight in weights.values():
+        weight.grad = None
+    adapted.eval()
+    return torch.cat(parts).double()
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return float(one @ other / (one.norm() * other.norm()).clamp(min=1e-30))

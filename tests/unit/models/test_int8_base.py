@@ -1,0 +1,66 @@
+"""train.int8_base: training passes only, measured before use, refused where the gradient turns."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from luthier.adapted import AdaptedModel
+from luthier.core.errors import ModelError
+from luthier.core.types import Row
+from luthier.engine import int8 as products
+from luthier.engine.batch import from_rows
+from luthier.methods import METHODS
+from luthier.models import anatomy, int8
+from luthier.models.base import Base
+from luthier.tasks import TASKS
+
+pytestmark = pytest.mark.skipif(not products.available(), reason="torch without oneDNN's int8")
+
+
+def adapted_and_rows():
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)  # fmt: skip
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    found = anatomy.of(model)
+    base = Base(model, None, found, "decoder", None, {}, (2,), 1)
+    attached = METHODS.parse({"name": "lora", "r": 4}).attach(base, 0)
+    adapted = AdaptedModel(base, attached, None, TASKS.parse("instruct"), {"name": "lora"}, layout="flat")
+    source = np.random.default_rng(0)
+    ids = [source.integers(3, 128, n).astype(np.int32) for n in (20, 31, 9)]
+    return adapted, [Row(str(i), part, part) for i, part in enumerate(ids)]
+
+
+def test_training_is_int8_and_evaluation_is_exact():
+    adapted, rows = adapted_and_rows()
+    batch = from_rows(rows)
+    before = adapted.eval().token_nll(batch)
+    adapted.train()
+    exact = float(adapted.loss(batch).total.detach())
+    told = []
+    cosine = int8.install_checked(adapted, rows, lambda kind, **facts: told.append((kind, facts)))
+    assert 0.99 <= cosine < 1.0
+    assert told == [("int8", {"layers": 14, "cosine": cosine, "least": 0.99})]
+    adapted.train()
+    lossy = float(adapted.loss(batch).total.detach())
+    assert 0 < abs(lossy - exact) / exact < 0.01
+    assert torch.equal(adapted.eval().token_nll(batch), before)
+    int8.remove(adapted.base)
+    adapted.train()
+    assert float(adapted.loss(batch).total.detach()) == exact
+
+
+def test_a_turned_gradient_is_refused(monkeypatch):
+    adapted, rows = adapted_and_rows()
+    monkeypatch.setattr(products, "activation_top", lambda: 1)
+    with pytest.raises(ModelError, match="cosine"):
+        int8.install_checked(adapted, rows)
+    assert not any("forward" in vars(module) for module in adapted.base.model.modules())
+
+
+def test_trained_weights_stay_exact():
+    adapted, _ = adapted_and_rows()
+    adapted.base.model.requires_grad_(True)
+    with pytest.raises(ModelError, match="no frozen"):
+        int8.install(adapted.base)
