@@ -195,7 +195,7 @@ def main() -> None:
     files = sorted(given.text.glob("*.txt"))
     words = [word for file in files for word in file.read_text("utf-8").split()]
     machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    found: dict[str, Any] = {"machine": machine, "results": []}
+    found: dict[str, Any] = {"machine": machine, "results": earlier(given.out, given.rows)}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = given.tokenizer or str(Path(folder) / "tokenizer")
         if not given.tokenizer:
@@ -213,6 +213,14 @@ def main() -> None:
             path.unlink()
 
 
+def earlier(out: Path | None, counts: list[int]) -> list[dict[str, Any]]:
+    """What `out` holds of other sizes, so that the sizes can be measured one by one."""
+    if out is None or not out.is_file():
+        return []
+    known = json.loads(out.read_text("utf-8"))["results"]
+    return [result for result in known if result["size"] not in counts]
+
+
 def measured(arm: str, path: Path, count: int, tokenizer: str) -> dict[str, Any]:
     """One arm in a process of its own, with the load of the machine before it."""
     command = [sys.executable, __file__, "--tokenizer", tokenizer, "--rows", str(count), "--arm", arm]
@@ -220,7 +228,7 @@ def measured(arm: str, path: Path, count: int, tokenizer: str) -> dict[str, Any]
     done = subprocess.run([*command, "--file", str(path)], capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     found: dict[str, Any] = json.loads(lines[-1]) if lines else {"arm": arm, "failed": done.stderr[-300:]}
-    return {**found, "megabytes": round(path.stat().st_size / 1e6, 1), "load": load}
+    return {"size": count, **found, "megabytes": round(path.stat().st_size / 1e6, 1), "load": load}
 
 
 if __name__ == "__main__":

@@ -48,10 +48,12 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
         int8.install_checked(adapted, _first_rows(data), emit)
     trained = sum(weight.numel() for weight in adapted.parameters_by_name().values())
     total = sum(weight.numel() for weight in base.model.parameters())
+    weights = sum(weight.numel() * weight.element_size() for weight in base.model.parameters())
     emit(
         "start",
         trainable=trained,
         total=total,
+        base_bytes=weights,
         share=trained / max(1, total),
         layout=adapted.layout,
         rows={name: len(rows) for name, rows in data.rows.items()},

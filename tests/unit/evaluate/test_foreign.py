@@ -98,7 +98,7 @@ def test_without_the_harness_there_is_one_clear_sentence(monkeypatch):
     assert "luthier[eval]" in str(caught.value.problems[0].remedy)
 
 
-def test_the_harness_gets_the_same_losses(questions):
+def test_e8_downstream_tasks_of_the_harness_get_the_same_losses(questions):
     """log p(answer | context) is minus the row's summed loss; a rolling text is the sum over its windows."""
     rows = [questions.rows[i] for i in range(4)]
     pairs = []

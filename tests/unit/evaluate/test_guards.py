@@ -8,7 +8,7 @@ from luthier.core.errors import LuthierError
 from luthier.evaluate import guards
 
 
-def test_a_guard_file_is_measured_before_and_after(questions, tmp_path):
+def test_e8_a_probe_set_of_another_task_is_measured_before_and_after(questions, tmp_path):
     file = tmp_path / "general.txt"
     file.write_text("\n\n".join(f"w{i} w{i + 1} w{i + 2} w{i + 3}" for i in range(10)))
     found = guards.measure(questions.adapted, [str(file)], batch_tokens=512, resamples=100, seed=0)["general.txt"]

@@ -50,6 +50,7 @@ def events(steps: int = 90, overfit: bool = False) -> list[dict]:
     out.append(
         {"kind": "start", "time": time, "trainable": 49152, "total": 1_310_720, "share": 0.0375, "layout": "flat"}
     )
+    out[-1] |= {"base_bytes": 5_242_880}
     out[-1]["rows"] = {"train": 880, "validation": 110, "test": 110}
     out.append({"kind": "validate", "time": time, "step": 0, "epoch": 0, "loss": 3.21, "perplexity": math.exp(3.21)})
     for step in range(1, steps + 1):

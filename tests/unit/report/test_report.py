@@ -27,7 +27,7 @@ def test_a_finished_run(tmp_path, language):
     assert not re.search(r"(src|href)=.(?!data:)|<script|@import|url\(", page)
 
 
-def test_the_json_holds_everything(tmp_path):
+def test_r1_the_json_holds_everything(tmp_path):
     run = fake_run.make(tmp_path / "run", overfit=True)
     write(run)
     found = json.loads(run.report_json.read_text("utf-8"))
