@@ -16,7 +16,7 @@ from luthier.core.errors import LuthierError, RecipeError
 
 OWN = ("luthier", "luthier_padded", "luthier_checkpointing", "luthier_int8")
 PLAIN = ("transformers", "documents")
-TRL = ("trl", "trl_grouped", "trl_packing", "trl_padding_free")
+TRL = ("trl", "trl_grouped", "trl_sorted", "trl_packing", "trl_padding_free")
 DEFAULT = ("luthier", "luthier_padded", "transformers")
 HERE = Path(__file__).parent
 
@@ -71,7 +71,7 @@ class Arm:
 def choose(names: Sequence[str], trl: str | None) -> list[str]:
     """The arms that were named, or the usual ones."""
     known = (*OWN, *PLAIN, *(TRL if trl else ()))
-    wanted = list(names) or [*DEFAULT, *(("trl", "trl_grouped", "trl_packing") if trl else ())]
+    wanted = list(names) or [*DEFAULT, *(("trl", "trl_sorted", "trl_packing") if trl else ())]
     for name in wanted:
         if name in TRL and not trl:
             raise RecipeError(f"the arm {name} needs an interpreter", remedy="--trl PYTHON, of a venv with trl")

@@ -4,6 +4,7 @@ transformers      Trainer + PEFT, 4 rows × 4, dynamic padding, loss on the answ
 documents         the same padded to 512 with loss on every token, a common tutorial's setup
 trl               SFTTrainer at its defaults, 4 rows × 4
 trl_grouped       16 rows, grouped by length
+trl_sorted        16 rows in the order of their lengths: what grouping comes to over a large data set
 trl_packing       packing to 512 (best-fit), about 16 rows a step
 trl_padding_free  16 rows in one flat row
 """
@@ -90,6 +91,9 @@ def trl_trainer(model: Any, work: dict[str, Any], rows: list[dict[str, Any]], ar
     options |= {"max_length": work["longest"], "completion_only_loss": True, "gradient_checkpointing": False}
     if arm == "trl_grouped":
         options["train_sampling_strategy"] = "group_by_length"
+    if arm == "trl_sorted":
+        rows = sorted(rows, key=lambda row: len(row["input_ids"]))
+        options["train_sampling_strategy"] = "sequential"
     if arm == "trl_packing":
         options |= {"packing": True, "padding_free": False}
     if arm == "trl_padding_free":
