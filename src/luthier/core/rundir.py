@@ -81,6 +81,11 @@ class RunDir:
         return self.path / "evaluation" / "metrics.json"
 
     @property
+    def window(self) -> Path:
+        """Loss by position, long tasks and attention of a run with a longer window."""
+        return self.path / "evaluation" / "window.json"
+
+    @property
     def samples(self) -> Path:
         return self.path / "evaluation" / "samples.jsonl"
 
@@ -107,6 +112,10 @@ class RunDir:
     @property
     def curves(self) -> Path:
         return self.report / "curves.png"
+
+    @property
+    def window_png(self) -> Path:
+        return self.report / "window.png"
 
     @property
     def samples_text(self) -> Path:

@@ -71,16 +71,18 @@ def medians(losses: Sequence[np.ndarray], edges: Sequence[tuple[int, int]]) -> d
     return found
 
 
-def solves(base: Base, task: longtasks.LongTask, adapted: Any = None) -> bool:
-    """Whether greedy decoding gives the answer: every answer token is the likeliest one after the prompt."""
+def answered(base: Base, task: longtasks.LongTask, adapted: Any = None) -> tuple[bool, float]:
+    """(greedy decoding gives the answer: every answer token is the likeliest one after the prompt; the answer's mean
+    loss in nats a token, which moves long before the answer is found)."""
     prompt, answer = _ids(base, task.prompt, True), _ids(base, task.answer, False)
     ids = np.array([*prompt, *answer])
     labels = np.array([*[IGNORE] * len(prompt), *answer])
     batch = from_rows([Row("task", ids, labels)]).to(next(base.model.parameters()).device)
     with torch.no_grad():
         states = forward.hidden(base, batch) if adapted is None else adapted.hidden(batch)
-        _, hits = forward.token_scores(base, states, batch.targets)
-    return bool(hits[batch.targets != IGNORE].all())
+        losses, hits = forward.token_scores(base, states, batch.targets)
+    asked = batch.targets != IGNORE
+    return bool(hits[asked].all()), float(losses[asked].mean())
 
 
 def _ids(base: Base, text: str, first: bool) -> list[int]:
@@ -103,29 +105,35 @@ def grid(
     adapted: Any = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """length × depth shares of solved test tasks: {"lengths", "depths", "shares": [[…]], "mean", "floor"}."""
-    count, shares, floor = counter(base), [], 0.0
+    """length × depth: {"lengths", "depths", "shares" of solved test tasks [[…]], "losses" of their answers [[…]],
+    "mean" and "loss" over all, "floor"}."""
+    count, shares, losses, floor = counter(base), [], [], 0.0
     for length in lengths:
-        line = []
+        line, nats = [], []
         for depth in depths:
             tasks = [
                 longtasks.make(kind, text, length, count, split="test", number=trial, depth=depth, seed=seed)
                 for trial in range(trials)
             ]
             floor = tasks[0].floor
-            line.append(float(np.mean([solves(base, task, adapted) for task in tasks])))
+            found = np.array([answered(base, task, adapted) for task in tasks])
+            line.append(float(found[:, 0].mean()))
+            nats.append(round(float(found[:, 1].mean()), 4))
         shares.append(line)
-    mean = float(np.mean(shares)) if shares else 0.0
-    return {"lengths": list(lengths), "depths": list(depths), "shares": shares, "mean": round(mean, 4), "floor": floor}
+        losses.append(nats)
+    mean, loss = (round(float(np.mean(values)), 4) if values else 0.0 for values in (shares, losses))
+    asked = {"lengths": list(lengths), "depths": list(depths), "kind": kind, "trials": trials}
+    return {**asked, "shares": shares, "losses": losses, "mean": mean, "loss": loss, "floor": floor}
 
 
 def battery(
     base: Base, text: str, length: int, count: int, adapted: Any = None, seed: int = 0
 ) -> Mapping[str, dict[str, float]]:
-    """Every kind of long task at one length: {"passkey": {"solved", "floor"}, …}."""
+    """Every kind of long task at one length: {"passkey": {"solved", "loss", "floor"}, …}."""
     sizes, found = counter(base), {}
     for kind in longtasks.KINDS:
         tasks = longtasks.make_many([kind], text, length, sizes, count, "test", seed)
-        solved = float(np.mean([solves(base, task, adapted) for task in tasks]))
-        found[kind] = {"solved": round(solved, 4), "floor": round(tasks[0].floor, 6)}
+        solved, loss = np.array([answered(base, task, adapted) for task in tasks]).mean(0)
+        found[kind] = {"solved": round(float(solved), 4), "loss": round(float(loss), 4)}
+        found[kind]["floor"] = round(tasks[0].floor, 6)
     return found

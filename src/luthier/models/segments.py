@@ -7,7 +7,7 @@ Any model whose layers look their attention up in that interface and take `posit
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from luthier.core.errors import ModelError
 from luthier.engine.attention import Segments, segment_attention
 from luthier.engine.batch import Batch
+from luthier.engine.sharing import Shared, share
 from luthier.models.base import Base
 
 if TYPE_CHECKING:
@@ -34,6 +35,19 @@ class _Step:
 
 
 _CURRENT: list[_Step] = []
+Watcher = Callable[[int, Tensor, Tensor, dict[str, Any]], None]
+"""(layer, query [heads, T, d], key [kv_heads, P + T, d], options of the attention) of every attention call."""
+_WATCHERS: list[Watcher] = []
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Inside: `watcher` sees the queries and keys of every flat forward of one row (rotated, a prefix first)."""
+    _WATCHERS.append(watcher)
+    try:
+        yield
+    finally:
+        _WATCHERS.remove(watcher)
 
 
 def _attention(
@@ -54,6 +68,10 @@ def _attention(
     step = _CURRENT[-1]
     layer = getattr(module, "layer_idx", None)
     prefix = None if step.prefix is None else step.prefix[int(layer or 0)]
+    for watcher in _WATCHERS:
+        ahead = [] if prefix is None else [prefix[0].reshape(-1, *prefix[0].shape[-2:]).transpose(0, 1).to(key.dtype)]
+        told = {"causal": step.causal, "scale": scaling, "window": sliding_window, "softcap": softcap}
+        watcher(int(layer or 0), query[0], torch.cat([*ahead, key[0]], dim=1), told)
     made = segment_attention(
         query[0],
         key[0],
@@ -120,6 +138,11 @@ def hidden(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
     keep = None
     if virtual is not None and virtual.prompt is not None:
         options, positions, bounds, keep = _spliced(base, batch, virtual)
+    shared = _shared(base, batch, virtual)
+    parents: tuple[int, ...] = ()
+    if shared is not None:
+        options["input_ids"], positions = shared.input_ids[None], shared.position_ids + extra
+        bounds, parents, keep = list(shared.bounds), shared.parents, shared.back
     accepted = inspect.signature(base.anatomy.backbone.forward).parameters
     if "position_ids" not in accepted and "kwargs" not in accepted:
         raise ModelError(f"{type(base.anatomy.backbone).__name__} takes no position_ids", remedy="train.engine: plain")
@@ -127,9 +150,18 @@ def hidden(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
     if base.kind == "decoder":
         options["use_cache"] = False
     kept = base.trunk.step(batch) if base.trunk is not None and base.model.training else nullcontext()
-    with kept, _using(base, _Step(Segments.of(bounds), base.kind == "decoder", prefix)):
+    with kept, _using(base, _Step(Segments.of(bounds, parents), base.kind == "decoder", prefix)):
         out = base.anatomy.backbone(attention_mask=None, **options).last_hidden_state[0]
     return out if keep is None else out[keep]
+
+
+def _shared(base: Base, batch: Batch, virtual: Virtual | None) -> Shared | None:
+    """The batch as a trie, where sharing is on and every row has the same virtual tokens before it."""
+    if not base.shared_prefix or base.kind != "decoder" or base.trunk is not None:
+        return None
+    if virtual is not None and (virtual.prompt is not None or any(k.dim() == 4 for k, _ in virtual.prefix or ())):
+        return None
+    return share(batch)
 
 
 def _first_position(base: Base) -> int:

@@ -12,6 +12,7 @@ from luthier.core.errors import DataError, LuthierError, RecipeError
 from luthier.core.events import Emit, silent
 
 DOCUMENTS = 6
+TASKS_OF_A_KIND = 2
 HOWS = ("tile", "interpolate", "random")
 
 
@@ -205,9 +206,11 @@ def write_tasks(model: str, length: int, text: str, folder: str | Path, count: i
 
 
 def of_run(adapted: Any, data: Any, run: Any, emit: Emit = silent) -> dict[str, Any] | None:
-    """evaluation/window.json of a run with a longer window: loss by position and passkeys, tuned and untuned, beside
-    the base that sees only its own window. None where there is no extension or nothing long to measure on."""
+    """evaluation/window.json of a run with a longer window: loss by position, long tasks and attention, of the base as
+    it is (where its positions reach so far), of the extended base untuned, and tuned; beside them the base that sees
+    only its own window. None where there is no extension or nothing long to measure on."""
     from luthier.core import atomic
+    from luthier.evaluate import attention
     from luthier.evaluate import window as room
     from luthier.pipeline.finish import evaluation_split
 
@@ -220,19 +223,36 @@ def of_run(adapted: Any, data: Any, run: Any, emit: Emit = silent) -> dict[str, 
     ids = [row for row in ids if len(row) > old]
     if not ids:
         return None
-    emit("stage", name="window")
     edges = room.buckets(old, new)
     found: dict[str, Any] = {"plan": named_plan(plan), "window": old, "target": new, "documents": len(ids)}
-    found["tuned"] = room.by_bucket([room.token_losses(base, row, adapted) for row in ids], edges)
-    with adapted.off():
-        found["untuned"] = room.by_bucket([room.token_losses(base, row, adapted) for row in ids], edges)
-        with _own_positions(base):
-            short = [room.truncated_losses(base, row, old) for row in ids]
-            found["own_window_only"] = room.by_bucket(short, edges)
     text = " ".join(base.tokenizer.decode(row, skip_special_tokens=True) for row in ids)
-    found["passkey"] = _passkeys(adapted, text, [old, new])
-    atomic.write_json(run.metrics.with_name("window.json"), found)
+    for arm, inside in _arms(adapted):
+        emit("stage", name=f"window: {arm}")
+        with inside():
+            found[arm] = room.by_bucket([room.token_losses(base, row, adapted) for row in ids], edges)
+            found.setdefault("passkey", {})[arm] = _passkeys(adapted, text, sorted({old, (old + new) // 2, new}))
+            found.setdefault("tasks", {})[arm] = _tasks(adapted, text, new)
+            found.setdefault("attention", {})[arm] = attention.inspect(adapted, ids[:2], old)
+    with adapted.off(), _own_positions(base):
+        found["own_window_only"] = room.by_bucket([room.truncated_losses(base, row, old) for row in ids], edges)
+    for kind in ("passkey", "tasks", "attention"):
+        found[kind] = {arm: value for arm, value in found[kind].items() if value} or None
+    atomic.write_json(run.window, found)
     return found
+
+
+def _arms(adapted: Any) -> list[tuple[str, Any]]:
+    """What is measured on the same rows: (name, what to be inside of)."""
+    from contextlib import ExitStack, nullcontext
+
+    def as_it_is() -> Any:
+        stack = ExitStack()
+        stack.enter_context(adapted.off())
+        stack.enter_context(_own_positions(adapted.base))
+        return stack
+
+    arms: list[tuple[str, Any]] = [("base", as_it_is)] if adapted.base.context["family"] == "rope" else []
+    return [*arms, ("untuned", adapted.off), ("tuned", nullcontext)]
 
 
 def named_plan(plan: Mapping[str, Any]) -> str:
@@ -256,9 +276,15 @@ def _passkeys(adapted: Any, text: str, lengths: list[int]) -> dict[str, Any] | N
     from luthier.evaluate import window as room
 
     try:
-        tuned = room.grid(adapted.base, text, lengths, trials=1, adapted=adapted)
-        with adapted.off():
-            untuned = room.grid(adapted.base, text, lengths, trials=1, adapted=adapted)
+        return room.grid(adapted.base, text, lengths, trials=1, adapted=adapted)
+    except DataError:  # the text has no two sentences, or the window is smaller than the task
+        return None
+
+
+def _tasks(adapted: Any, text: str, length: int) -> dict[str, Any] | None:
+    from luthier.evaluate import window as room
+
+    try:
+        return dict(room.battery(adapted.base, text, length, TASKS_OF_A_KIND, adapted))
     except DataError:
         return None
-    return {"tuned": tuned, "untuned": untuned, "floor": tuned["floor"]}

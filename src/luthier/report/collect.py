@@ -80,7 +80,7 @@ def collect(run: RunDir) -> Facts:
         environment=_json(run.environment, {}, unreadable),
         lineage=clean(_lines(run.lineage)),
         stages=stages(run),
-        window=_json(run.metrics.with_name("window.json"), {}, unreadable),
+        window=_json(run.window, {}, unreadable),
         unreadable=unreadable,
     )
 

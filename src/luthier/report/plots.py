@@ -42,7 +42,7 @@ def draw(
 
 
 def _curves(axes: Any, curves: Mapping[str, Any], verdict: Mapping[str, Any], texts: Mapping[str, str]) -> None:
-    _frame(axes, texts)
+    frame(axes, texts["curve.x"], texts["curve.y"])
     train = [(point["step"], point["loss"]) for point in curves.get("train", ()) if "loss" in point]
     validation = [(point["step"], point["loss"]) for point in curves.get("validation", ()) if "loss" in point]
     if not train and not validation:
@@ -57,9 +57,10 @@ def _curves(axes: Any, curves: Mapping[str, Any], verdict: Mapping[str, Any], te
     axes.set_ylim(bottom=0 if min(losses) < 0.4 * max(losses) else None)
 
 
-def _frame(axes: Any, texts: Mapping[str, str]) -> None:
-    axes.set_xlabel(texts["curve.x"], color=INK)
-    axes.set_ylabel(texts["curve.y"], color=INK)
+def frame(axes: Any, x: str, y: str) -> None:
+    """The look of every picture: two spines, quiet lines, named axes."""
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
     axes.grid(axis="y", color="#e7e3dc", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=9)

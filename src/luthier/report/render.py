@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
-from luthier.report import inspection, words
+from luthier.report import inspection, longer, words
 from luthier.report.collect import Facts, number
 from luthier.report.headline import interval, noise_floor, side, significant
 from luthier.report.samples import text_of
@@ -40,8 +40,10 @@ def _template() -> Any:
     return environment.from_string(files("luthier.report").joinpath("template.html").read_text("utf-8"))
 
 
-def page(facts: Facts, story: Mapping[str, Any], texts: dict[str, str], png: bytes) -> str:
-    """The whole page as text."""
+def page(
+    facts: Facts, story: Mapping[str, Any], texts: dict[str, str], png: bytes, window_png: bytes | None = None
+) -> str:
+    """The whole page as text; the pictures are the curves and, of a longer window, its losses and passkeys."""
     template = _template()
     return template.render(
         facts=facts,
@@ -50,6 +52,10 @@ def page(facts: Facts, story: Mapping[str, Any], texts: dict[str, str], png: byt
         metric_name=partial(words.metric, texts),
         css=files("luthier.report").joinpath("style.css").read_text("utf-8"),
         png=base64.b64encode(png).decode("ascii"),
+        window_png=base64.b64encode(window_png or b"").decode("ascii"),
+        window=longer.losses(facts.window),
+        window_tasks=longer.tasks(facts.window),
+        window_attention=longer.attention(facts.window),
         head=story["headline"],
         over=over(story["overfitting"]),
         method=spec(facts.recipe.get("method")),

@@ -10,7 +10,7 @@ from typing import Any
 from luthier.core import atomic
 from luthier.core.redact import visible
 from luthier.core.rundir import RunDir
-from luthier.report import headline, overfitting, plots, render, words
+from luthier.report import headline, longer, overfitting, plots, render, words
 from luthier.report.collect import Facts, collect
 from luthier.report.samples import as_text
 
@@ -27,9 +27,12 @@ def write(run: RunDir, status: Mapping[str, Any] | None = None) -> Path:
     texts = words.table(language)
     png = plots.draw(facts.curves, story["overfitting"], _curve_texts(language))
     atomic.write_bytes(run.curves, png)
+    picture = longer.draw(facts.window, _curve_texts(language))
+    if picture is not None:
+        atomic.write_bytes(run.window_png, picture)
     atomic.write_text(run.samples_text, as_text(facts.samples, texts))
     atomic.write_text(run.report_json, _json({**facts.as_json(), **story}))
-    atomic.write_text(run.report_html, render.page(facts, story, texts, png))
+    atomic.write_text(run.report_html, render.page(facts, story, texts, png, picture))
     return run.report_html
 
 
