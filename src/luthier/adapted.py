@@ -59,6 +59,20 @@ class AdaptedModel:
         """Where the weights are."""
         return next(self.base.model.parameters()).device
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of a multi-task method's tasks, empty for all others."""
+        return tuple(self.attached.tasks)
+
+    def task_index(self, task: str | None) -> int:
+        """Which task's prefix answers. ModelError where a name is missing or unknown."""
+        if task in self.tasks:
+            return self.tasks.index(task)
+        if task is None and len(self.tasks) < 2:
+            return 0
+        what = "which task shall answer?" if task is None else f"there is no task {task!r}"
+        raise ModelError(what, where="task", remedy=f"one of: {', '.join(self.tasks) or 'none here'}")
+
     def parameters_by_name(self) -> Mapping[str, nn.Parameter]:
         """Every trained weight."""
         return self.attached.parameters()
@@ -134,8 +148,9 @@ class AdaptedModel:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
+        task: str | None = None,
     ) -> str:
-        """One answer, greedy unless a temperature is given."""
+        """One answer, greedy unless a temperature is given. `task` chooses among multi-task prefixes."""
         if self.task.has_head:
             raise ModelError("a classification model gives labels, not text", remedy="use classify()")
         self.eval()
@@ -149,6 +164,7 @@ class AdaptedModel:
             top_p=top_p,
             top_k=top_k,
             seed=seed,
+            tasks=[0 if self._off else self.task_index(task)],
         )
         return decode.text_of(self.base.tokenizer, ids, made[0].ids)
 

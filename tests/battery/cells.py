@@ -124,12 +124,10 @@ def batch(head: bool, some: list[Row] | None = None) -> Batch:
 def outputs(
     base: Base, attached: Any, given: Batch | None = None, layout: str = "padded", checkpointing: bool = False
 ) -> Tensor:
-    """[T, vocabulary] logits of the flat tokens, or [S, labels]. Prefixes on encoders only have the flat layout."""
+    """[T, vocabulary] logits of the flat tokens, or [S, labels]."""
     head = bool(base.head)
     given = batch(head) if given is None else given
     virtual = None if attached is None else attached.virtual(given)
-    if base.kind == "encoder" and virtual is not None and virtual.prefix is not None:
-        layout = "flat"
     states = forward.hidden(base, given, virtual, layout, checkpointing)
     return forward.row_logits(base, given, states, virtual, layout) if head else forward.logits(base, states)
 

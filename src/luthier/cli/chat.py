@@ -12,6 +12,7 @@ import typer
 HELP = """\
 /tuned  /base  /both      who answers
 /adapter FOLDER           another run or adapter of the same base
+/task NAME                whose prefix answers (multitask_prefix)
 /temperature 0.7          0: always the likeliest token
 /system TEXT              a system message from now on
 /reset                    forget the conversation
@@ -27,6 +28,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    task: Annotated[str | None, typer.Option(help="Which task's prefix answers (multitask_prefix).")] = None,
 ) -> None:
     """See the module."""
     from luthier.adapted import load
@@ -34,7 +36,7 @@ def command(
 
     adapted = load(run, base=base_model)
     who = "both" if both else "base" if base else "tuned"
-    talk = Talk(adapted, who, max_new_tokens, temperature, seed, load)
+    talk = Talk(adapted, who, max_new_tokens, temperature, seed, load, task=task)
     err().print("/help shows the commands, /quit ends")
     while True:
         try:
@@ -61,6 +63,7 @@ class Talk:
     load: Callable[..., Any]
     system: str = ""
     turns: list[tuple[str, str]] = field(default_factory=list)
+    task: str | None = None
 
     def say(self, words: str) -> list[Any]:
         """A command or a question → lines to print."""
@@ -82,6 +85,10 @@ class Talk:
         if name == "adapter" and rest:
             self.adapted = self.load(Path(rest), base=str(self.adapted.base.path))
             return [f"now {rest}"]
+        if name == "task" and rest:
+            self.adapted.task_index(rest)
+            self.task = rest
+            return [f"{rest} answers"]
         if name == "temperature":
             self.temperature = max(0.0, float(rest))
             return [f"temperature {self.temperature}"]
@@ -117,7 +124,8 @@ class Talk:
         system = [Turn("system", self.system)] if self.system else []
         turns = [*system, *(Turn(role, text) for role, text in asked)]
         seed = self.seed + len(asked)
-        return str(self.adapted.generate(turns, self.max_new_tokens, temperature=self.temperature, seed=seed))
+        options = {"temperature": self.temperature, "seed": seed, "task": self.task}
+        return str(self.adapted.generate(turns, self.max_new_tokens, **options))
 
     def _save(self, file: Path) -> str:
         import json

@@ -18,6 +18,7 @@ def command(
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    task: Annotated[str | None, typer.Option(help="Which task's prefix answers (multitask_prefix).")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """See the module."""
@@ -29,7 +30,7 @@ def command(
     text = sys.stdin.read() if prompt == "-" else prompt
     adapted = load(run, base=base_model)
     with adapted.off() if base else nullcontext():
-        answer = adapted.generate(text, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        answer = adapted.generate(text, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, task=task)
     if json:
         json_out({"prompt": text, "text": answer, "model": "base" if base else "tuned"})
     else:

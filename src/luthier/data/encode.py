@@ -36,14 +36,15 @@ def encode(
     *,
     labels: Sequence[str] | None,
     stop_id: int,
+    tasks: Sequence[str] = (),
     cache: Path | None = None,
 ) -> EncodedRows:
     """Rows of these examples. Plain documents become windows `id#0`, `id#1`, …; too long rows lose a part of their
     prompt or are dropped, never a part of the answer. With a `cache` folder, rows that were encoded before in the
-    same way are read from it."""
+    same way are read from it. `tasks`: names in the order of a multi-task method, which every row must belong to."""
     bound = template.bound(tokenizer) if hasattr(template, "bound") else template
     held = columns.of(examples)
-    work = _Encoder(bound, tokenizer, settings, task, labels, stop_id)
+    work = _Encoder(bound, tokenizer, settings, task, labels, stop_id, tasks)
     if cache is None:
         return work.run(held)
     return encode_cache.through(cache, work.key(held), lambda: work.run(held))
@@ -63,9 +64,12 @@ class _Block:
 class _Encoder:
     """The settings of one encoding, and the ids of what every row has in common."""
 
-    def __init__(self, template: Any, tokenizer: Any, settings: DataSettings, task: str, labels: Any, stop_id: int):
+    def __init__(
+        self, template: Any, tokenizer: Any, settings: DataSettings, task: str, labels: Any, stop_id: int,
+        tasks: Sequence[str],
+    ):  # fmt: skip
         self.template, self.tokenizer, self.settings, self.task = template, tokenizer, settings, task
-        self.labels, self.stop_id = tuple(labels or ()), stop_id
+        self.labels, self.stop_id, self.tasks = tuple(labels or ()), stop_id, tuple(tasks)
         self.classes = {name: index for index, name in enumerate(self.labels)}
         self.bos = begins_with_bos(tokenizer)
         self.tokens = Tokens(tokenizer)
@@ -80,17 +84,15 @@ class _Encoder:
     def key(self, examples: columns.Examples) -> str:
         """Hash of all that decides the rows."""
         self.tokens.ready()
-        return encode_cache.key(
-            examples, self.template, self.tokenizer, self.settings, [self.task, self.labels, self.stop_id, self.bos]
-        )
+        others = [self.task, self.labels, self.stop_id, self.bos, self.tasks]
+        return encode_cache.key(examples, self.template, self.tokenizer, self.settings, others)
 
     def run(self, examples: columns.Examples) -> EncodedRows:
         """Lay out, tokenise, put together."""
         largest = max(self.tokenizer.get_vocab().values(), default=0)
         made = Collector(max(largest, self.stop_id) + 1)
-        tasks = {name: index for index, name in enumerate(sorted({t for t in examples.column("task") if t}))}
         for block, ids in self._tokenised(examples):
-            self._assemble(made, block, *ids, tasks)
+            self._assemble(made, block, *ids)
         return made.finish()
 
     def _tokenised(self, examples: columns.Examples) -> Iterator[tuple[_Block, tuple[np.ndarray, np.ndarray]]]:
@@ -160,9 +162,7 @@ class _Encoder:
         end = next((at for at in range(len(pieces), 0, -1) if pieces[at - 1].trained), len(pieces))
         return pieces[:end]
 
-    def _assemble(
-        self, made: Collector, block: _Block, ids: np.ndarray, edges: np.ndarray, tasks: dict[str, int]
-    ) -> None:
+    def _assemble(self, made: Collector, block: _Block, ids: np.ndarray, edges: np.ndarray) -> None:
         """Gather the ids of all pieces of the block; only rows that need cutting are looked at one by one."""
         codes = np.array(block.codes)
         before = np.cumsum([0, *(len(one) for one in self.fixed)])
@@ -177,7 +177,18 @@ class _Encoder:
         trained = np.repeat(np.array(block.trained), lengths)
         row_edges = np.concatenate([[0], np.cumsum(block.counts)])
         row_bounds = bounds[row_edges]
-        _Rows(self, made, block, flat, trained, row_bounds, bounds, row_edges, tasks).place()
+        _Rows(self, made, block, flat, trained, row_bounds, bounds, row_edges).place()
+
+    def task_of(self, example: Example) -> int:
+        """Place of the row's task among the method's; 0 where there is at most one."""
+        if example.task in self.tasks:
+            return self.tasks.index(example.task)
+        if not self.tasks or (example.task is None and len(self.tasks) == 1):
+            return 0
+        what = "the row belongs to no task" if example.task is None else f"there is no prefix for {example.task!r}"
+        raise DataError(
+            what, where=str(example.source), remedy=f"name the task of each source: {', '.join(self.tasks)}"
+        )
 
     def target(self, example: Example) -> Any:
         """Class index, value, or 0/1 for every class; None for what is not classified."""
@@ -217,12 +228,12 @@ class _Rows:
 
     def __init__(
         self, encoder: _Encoder, made: Collector, block: _Block, ids: np.ndarray, trained: np.ndarray,
-        bounds: np.ndarray, piece_bounds: np.ndarray, piece_edges: np.ndarray, tasks: dict[str, int],
+        bounds: np.ndarray, piece_bounds: np.ndarray, piece_edges: np.ndarray,
     ):  # fmt: skip
         self.encoder, self.made, self.block, self.ids, self.trained = encoder, made, block, ids, trained
         self.bounds, self.piece_bounds, self.piece_edges = bounds, piece_bounds, piece_edges
         self.targets = [encoder.target(row) for row in block.examples]
-        self.tasks = [tasks.get(row.task or "", 0) for row in block.examples]
+        self.tasks = [encoder.task_of(row) for row in block.examples]
         self.names: list[str] = []
         self.parts: list[tuple[np.ndarray, np.ndarray]] = []
         self.sizes: list[int] = []

@@ -71,10 +71,11 @@ def answer(
     references: Sequence[str],
     limit: int,
     *,
+    tasks: Sequence[int] | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Answers:
-    """Generate for these prompts with the model as it is."""
+    """Generate for these prompts with the model as it is; `tasks` as in `decode.generate`."""
     adapted.eval()
     made = decode.generate(
         adapted,
@@ -83,6 +84,7 @@ def answer(
         stop_ids=adapted.base.stop_ids,
         temperature=temperature,
         seed=derive(seed, "samples"),
+        tasks=tasks,
     )
     tokenizer = adapted.base.tokenizer
     texts = [decode.text_of(tokenizer, ids, one.ids) for ids, one in zip(asked, made, strict=True)]

@@ -40,17 +40,20 @@ def samples(
     if not count or adapted.task.has_head or problem_of(rows) != "tokens":
         return []
     limit = settings.samples.max_new_tokens
+    options: dict[str, Any] = {}
     if tuned is None or base is None:
         places = list(range(min(count, len(rows))))
         asked = asking.prompts(adapted, rows, examples, places)
         references = [asking.reference(adapted, rows[index], examples) for index in places]
-        tuned = asking.answer(adapted, asked, places, references, limit)
+        options = {"tasks": [rows[index].task for index in places]}
+        tuned = asking.answer(adapted, asked, places, references, limit, **options)
         with adapted.off():
-            base = asking.answer(adapted, asked, places, references, limit)
+            base = asking.answer(adapted, asked, places, references, limit, **options)
     places, asked, references = tuned.places[:count], tuned.prompts[:count], tuned.references[:count]
     sampled: dict[str, list[str]] = {}
     if settings.samples.temperature > 0:
-        options: dict[str, Any] = {"temperature": settings.samples.temperature, "seed": seed}
+        options = {"temperature": settings.samples.temperature, "seed": seed}
+        options["tasks"] = [rows[index].task for index in places]
         sampled["sampled"] = asking.answer(adapted, asked, places, references, limit, **options).texts
         with adapted.off():
             sampled["base_sampled"] = asking.answer(adapted, asked, places, references, limit, **options).texts

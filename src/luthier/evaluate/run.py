@@ -123,7 +123,8 @@ def _side(
     if asked:
         references = [asking.reference(adapted, rows[index], examples) for index in asked]
         ids = asking.prompts(adapted, rows, examples, asked)
-        made = asking.answer(adapted, ids, asked, references, settings.samples.max_new_tokens)
+        tasks = [rows[index].task for index in asked]
+        made = asking.answer(adapted, ids, asked, references, settings.samples.max_new_tokens, tasks=tasks)
     return Side(losses, made, _scores(names, rows, losses, made))
 
 

@@ -33,6 +33,9 @@ class Attached(Protocol):
     peft_type: str | None
     """PEFT's name of the saved format, None for formats of our own (then `luthier.json` describes it)."""
 
+    tasks: tuple[str, ...]
+    """Names of the tasks that rows choose from, in the order of `Row.task`; empty: rows have no tasks."""
+
     lr_factors: Mapping[str, float]
     """Weight name → factor on the learning rate; absent names have factor 1 (LoRA+, parts of a stack)."""
 
@@ -81,7 +84,8 @@ class Method(Protocol):
         """Read what `save` wrote (or what another tool wrote in PEFT's format), through the gate."""
 
     # Optional: `supports_activation_checkpointing: ClassVar[bool]` (absent: True), known before anything loads;
-    # `lr_for(base) -> float`, the default rate for this model (absent: `default_lr`).
+    # `lr_for(base) -> float`, the default rate for this model (absent: `default_lr`); `tasks`, names that every row
+    # must have one of (absent: rows have no tasks).
 
     def formula(self, base: Base) -> int:
         """Trainable parameters by formula, to be compared with the count."""

@@ -45,6 +45,11 @@ class MultitaskPrefix:
     def __init__(self, params: Params | None = None):
         self.params = params or self.Params()
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that rows may belong to, in the order of the tables."""
+        return self.params.tasks
+
     def attach(self, base: Base, seed: int) -> VirtualTokens:
         """Build one table a task, each with its own random start."""
         import torch
@@ -67,6 +72,7 @@ class MultitaskPrefix:
         from luthier.methods.modules.virtual_tokens import VirtualTokens
 
         made = VirtualTokens(base, Library(values), "prefix", None, trainable)
+        made.tasks = tasks
         made.facts = {"peft_type": "LUTHIER_MULTITASK_PREFIX", "tasks": list(tasks), "length": values.shape[1]}
         return made
 

@@ -74,6 +74,7 @@ class Stack:
         self.members = [METHODS.parse(spec) for spec in self._specs()]
         kept = [getattr(member, "supports_activation_checkpointing", True) for member in self.members]
         self.supports_activation_checkpointing = all(kept)
+        self.tasks = next((found for m in self.members if (found := getattr(m, "tasks", ()))), ())
         self.members.sort(key=lambda member: ORDER.get(member.name, VIRTUAL_ORDER))
 
     def _specs(self) -> list[dict[str, Any]]:

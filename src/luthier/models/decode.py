@@ -50,14 +50,19 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
+    tasks: Sequence[int] | None = None,
 ) -> list[Generation]:
-    """One Generation a prompt, in the order given. Prompts that leave no room give an empty one."""
+    """One Generation a prompt, in the order given. Prompts that leave no room give an empty one.
+
+    `tasks` says which prefix of a multi-task library each prompt takes; without it, the first.
+    """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: dict[int, Generation] = {}
     for start in range(0, len(order), ROWS_AT_ONCE):
         part = order[start : start + ROWS_AT_ONCE]
         sampler = Sampler(temperature, top_p, top_k, [derive(seed, "decode", index) for index in part])
-        made = _batch(adapted, [prompts[index] for index in part], max_new_tokens, frozenset(stop_ids), sampler)
+        rows = [_row(prompts[index], tasks[index] if tasks else 0) for index in part]
+        made = _batch(adapted, rows, max_new_tokens, frozenset(stop_ids), sampler)
         results.update(zip(part, made, strict=True))
     return [results[index] for index in range(len(prompts))]
 
@@ -101,14 +106,14 @@ class Sampler:
 
 @torch.no_grad()
 def _batch(
-    adapted: Answers, prompts: Sequence[Sequence[int]], limit: int, stops: frozenset[int], sampler: Sampler
+    adapted: Answers, prompts: Sequence[Row], limit: int, stops: frozenset[int], sampler: Sampler
 ) -> list[Generation]:
     base = adapted.base
     device = next(base.model.parameters()).device
-    batch = from_rows([_row(prompt) for prompt in prompts]).to(device)
+    batch = from_rows(prompts).to(device)
     virtual = adapted.virtual(batch)
     extra = 0 if virtual is None else virtual.length
-    room = base.anatomy.window - extra - max(map(len, prompts))
+    room = base.anatomy.window - extra - max(len(row.input_ids) for row in prompts)
     limit = max(0, min(limit, room))
     made: list[list[int]] = [[] for _ in prompts]
     if limit == 0:
@@ -127,9 +132,9 @@ def _batch(
     return [Generation(ids, "stop" if ids and ids[-1] in stops else "length") for ids in made]
 
 
-def _row(prompt: Sequence[int]) -> Row:
+def _row(prompt: Sequence[int], task: int) -> Row:
     ids = torch.tensor(list(prompt)).numpy()
-    return Row("prompt", ids, torch.full((len(ids),), IGNORE).numpy())
+    return Row("prompt", ids, torch.full((len(ids),), IGNORE).numpy(), task=task)
 
 
 @dataclass

@@ -50,7 +50,8 @@ def hidden(
             remedy=f"at most {base.anatomy.window - length}",
         )
     _set_checkpointing(base, checkpointing and torch.is_grad_enabled())
-    if layout == "flat":
+    on_encoder = base.kind == "encoder" and virtual is not None and virtual.prefix is not None
+    if layout == "flat" or on_encoder:  # transformers' encoders take no keys and values from outside
         from luthier.models import segments
 
         return segments.hidden(base, batch, virtual)
@@ -88,8 +89,6 @@ def _padded(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
     if virtual is not None and virtual.prefix is not None:
         options["past_key_values"] = cache_of(virtual, count, next(base.model.parameters()).dtype)
     if base.kind == "encoder":
-        if options:
-            raise ModelError("prefixes on encoders go through the flat layout", remedy="train.engine: auto")
         options |= _position_option(base, laid)
     else:
         options |= {"position_ids": positions, "use_cache": bool(options)}

@@ -10,6 +10,7 @@ from typing import Any
 from luthier.core.errors import DataError, Problem
 from luthier.core.events import Emit, silent
 from luthier.core.types import Example, Row
+from luthier.methods import METHODS
 from luthier.recipe import Recipe
 from luthier.tasks import TASKS
 
@@ -71,6 +72,7 @@ def encode(
     from luthier.data import encode as encoding
     from luthier.data import inspect, templates
 
+    tasks = getattr(METHODS.parse(recipe.method), "tasks", ())
     template = templates.choose(recipe.data.template, base.tokenizer, task.name)
     training, augmented = splits.train, None
     if recipe.augment:
@@ -88,6 +90,7 @@ def encode(
             task.name,
             labels=labels or None,
             stop_id=base.stop_ids[0],
+            tasks=tasks,
             cache=cache if recipe.data.cache else None,
         )
         for name, part in examples.items()

@@ -163,8 +163,7 @@ def _refuse_without_effect(served: Served) -> None:
 
 def tasks_of(served: Served) -> tuple[str, ...]:
     """Names of the prefixes of a multi-task library, empty for anything else."""
-    facts = getattr(served.adapted.attached, "facts", {}) if served.adapted else {}
-    return tuple(str(task) for task in facts.get("tasks", ()))
+    return served.adapted.tasks if served.adapted else ()
 
 
 def _light(adapted: AdaptedModel) -> dict[str, LoraPart] | None:

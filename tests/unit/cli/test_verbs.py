@@ -109,7 +109,7 @@ def test_chat_keeps_the_conversation(tmp_path):
 
     asked = []
 
-    def generate(turns, limit, temperature, seed):
+    def generate(turns, limit, temperature, seed, task=None):
         asked.append([turn.text for turn in turns])
         return f"answer {len(asked)}"
 

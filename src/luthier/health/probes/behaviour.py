@@ -69,7 +69,8 @@ def look_at_answers(adapted: Any, rows: Sequence[Row], facts: Facts) -> None:
     limit = min(LONGEST_ANSWER, 2 * max(map(len, wanted)) + 8)
     stops = adapted.base.stop_ids
     adapted.eval()
-    tuned = decode.generate(adapted, prompts, max_new_tokens=limit, stop_ids=stops)
+    tasks = [row.task for row, _ in asked]
+    tuned = decode.generate(adapted, prompts, max_new_tokens=limit, stop_ids=stops, tasks=tasks)
     with adapted.off():
         base = decode.generate(adapted, prompts, max_new_tokens=limit, stop_ids=stops)
     fair = [index for index, ids in enumerate(wanted) if 2 * len(ids) <= limit]  # longer ones may not end in time

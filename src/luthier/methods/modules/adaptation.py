@@ -30,6 +30,8 @@ class Adaptation(ABC):
     virtual_tokens = 0
     supports_activation_checkpointing = True
     peft_type: str | None = None
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks that rows choose from (multi-task prefixes)."""
     cannot_merge_because = "its effect depends on the input, no weight can hold it"
 
     def __init__(self, base: Base, also: tuple[str, ...] = (), trainable: bool = True):

@@ -62,6 +62,7 @@ class Stacked:
             base.anatomy = tuned.base.anatomy
         self.can_merge = not gated and all(part.can_merge for part in parts)
         self.virtual_tokens = sum(part.virtual_tokens for part in parts)
+        self.tasks = next((part.tasks for part in parts if part.tasks), ())
         self.supports_activation_checkpointing = all(part.supports_activation_checkpointing for part in parts)
         self.gates = nn.ModuleDict()
         self._on, self.merged = True, False

@@ -1,0 +1,35 @@
+"""Virtual tokens on encoders through the whole story: trained, measured, loaded again, whatever the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import models as tiny
+import pytest
+
+import luthier as lu
+from luthier.evaluate.losses import row_losses
+from luthier.pipeline import later
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+@pytest.mark.parametrize("method", ["prefix", "prompt", "dynamic_prefix", "{name: stack, preset: mam}"])
+def test_a_classifier_is_trained_and_answers_the_same_after_loading(tmp_path: Path, method: str, engine: str) -> None:
+    """The loaded adapter gives the losses that the run wrote down."""
+    words = ("w5 w6", "w7 w8 w9", "w10")
+    lines = [{"text": f"{words[i % 3]} w{i + 20}", "label": "abc"[i % 3]} for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    spec = method if method.startswith("{") else f"{{name: {method}, length: 3}}"
+    recipe = lu.Recipe.parse(f"""
+model: {{path: {tiny.folder("bert")}}}
+task: classify
+data: {{train: {tmp_path / "rows.jsonl"}, max_length: 16}}
+method: {spec}
+train: {{steps: 6, batch_size: 8, threads: 1, engine: {engine}, save_every: never, evaluate_every: never}}
+""")
+    run = lu.run(recipe, run_dir=tmp_path / "run")
+    _, _, again, data = later.reload(tmp_path / "run")
+    found = row_losses(again, data.rows["test"])
+    assert found.loss == pytest.approx(run.metrics["tuned"]["loss"], rel=1e-5)
+    assert run.metrics["tuned"]["loss"] != run.metrics["base"]["loss"]
