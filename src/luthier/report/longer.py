@@ -94,12 +94,12 @@ def draw(window: Mapping[str, Any], texts: Mapping[str, str]) -> bytes | None:
     with rc_context({"font.family": fonts, "axes.unicode_minus": False}):
         figure = Figure(figsize=(8.6, 6.4 if grids else 3.6), dpi=150, facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
-        upper, lower = figure.subfigures(2, 1, height_ratios=[3, 2.4]) if grids else (figure, None)
-        _by_position(upper.subplots(), table, texts)
-        if lower is not None:
-            axes = lower.subplots(1, len(grids), squeeze=False)[0]
+        parts: Any = figure.subfigures(2, 1, height_ratios=[3, 2.4]) if grids else [figure]
+        _by_position(parts[0].subplots(), table, texts)
+        if grids:
+            axes = parts[1].subplots(1, len(grids), squeeze=False)[0]
             shown = [_heat(part, arm, grid, texts) for part, (arm, grid) in zip(axes, grids, strict=True)]
-            lower.colorbar(shown[-1], ax=list(axes), label=texts["longer.answer_loss"], shrink=0.9)
+            parts[1].colorbar(shown[-1], ax=list(axes), label=texts["longer.answer_loss"], shrink=0.9)
         out = io.BytesIO()
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
