@@ -24,7 +24,9 @@ class Segments:
 
     bounds: tuple[int, ...]
     groups: tuple[tuple[int, tuple[int, ...]], ...]
-    """(length, indices of the segments of that length)."""
+    """(length, indices of the segments of that length and with as many tokens before them)."""
+    paths: tuple[tuple[int, ...], ...] = ()
+    """The segments that each one sees before itself, outermost first; empty where all stand alone."""
 
     @property
     def lengths(self) -> list[int]:
@@ -32,13 +34,18 @@ class Segments:
         return [stop - start for start, stop in pairwise(self.bounds)]
 
     @classmethod
-    def of(cls, bounds: Sequence[int]) -> Segments:
-        """Group segments by length, longest first."""
-        found: dict[int, list[int]] = {}
-        for index in range(len(bounds) - 1):
-            found.setdefault(int(bounds[index + 1]) - int(bounds[index]), []).append(index)
-        groups = tuple((length, tuple(members)) for length, members in sorted(found.items(), reverse=True))
-        return cls(tuple(int(edge) for edge in bounds), groups)
+    def of(cls, bounds: Sequence[int], parents: Sequence[int] = ()) -> Segments:
+        """Group segments by length, longest first. `parents[n]` is the segment before segment n, or -1."""
+        edges = tuple(int(edge) for edge in bounds)
+        paths: list[tuple[int, ...]] = []
+        for parent in parents:
+            paths.append((*paths[parent], parent) if parent >= 0 else ())
+        found: dict[tuple[int, int], list[int]] = {}
+        for index, (start, stop) in enumerate(pairwise(edges)):
+            ahead = sum(edges[node + 1] - edges[node] for node in paths[index]) if paths else 0
+            found.setdefault((stop - start, ahead), []).append(index)
+        groups = tuple((length, tuple(members)) for (length, _), members in sorted(found.items(), reverse=True))
+        return cls(edges, groups, tuple(paths))
 
 
 def segment_attention(
@@ -57,7 +64,7 @@ def segment_attention(
     """query [heads, T, d], key/value [kv_heads, T, d] → [T, heads, d].
 
     `prefix` is (K, V), each [P, kv_heads, d] or [segments, P, kv_heads, d], at positions 0 … P-1 of each segment.
-    `window` is a sliding window. Source of the grouping: one SDPA call a length beats one
+    `window` is a sliding window. A segment with a path sees that path before itself (causal only). Source of the grouping: one SDPA call a length beats one
     call a segment where many rows are short.
     """
     parts: list[Tensor] = []
@@ -65,11 +72,11 @@ def segment_attention(
     # split, not one slice a segment: the backward of a split is one `cat`, that of a slice a tensor of zeros each
     pieces = [tensor.split(segments.lengths, dim=1) for tensor in (query, key, value)]
     for length, members in segments.groups:
-        q, k, v = (torch.stack([piece[index] for index in members]) for piece in pieces)
-        ahead = 0
+        q = torch.stack([pieces[0][index] for index in members])
+        k, v = (torch.stack([_seen(piece, index, segments.paths) for index in members]) for piece in pieces[1:])
         if prefix is not None:
             k, v = (_with_prefix(part, extra, members) for part, extra in zip((k, v), prefix, strict=True))
-            ahead = k.shape[2] - length
+        ahead = k.shape[2] - length
         made = _attend(q, k, v, length, ahead, causal, scale, window, softcap, dropout)
         parts += made.transpose(1, 2).unbind(0)
         order += members
@@ -77,6 +84,13 @@ def segment_attention(
     for place, index in enumerate(order):
         places[index] = place
     return torch.cat([parts[place] for place in places])
+
+
+def _seen(pieces: Sequence[Tensor], index: int, paths: tuple[tuple[int, ...], ...]) -> Tensor:
+    """[kv_heads, tokens before and own, d] of one segment."""
+    if not paths or not paths[index]:
+        return pieces[index]
+    return torch.cat([pieces[node] for node in (*paths[index], index)], dim=1)
 
 
 def _with_prefix(part: Tensor, extra: Tensor, members: tuple[int, ...]) -> Tensor:

@@ -36,3 +36,5 @@ class Base:
     """The plan of a window extension, empty for the model's own window."""
     trunk: TrunkCache | None = None
     """States of the frozen layers below the lowest trained one (`models.trunk`)."""
+    shared_prefix: bool = False
+    """Rows of a flat batch that begin with the same tokens compute them once (`engine.sharing`)."""
