@@ -37,6 +37,7 @@ VERBS = {
     "studio": "studio",
     "list": "listing",
     "bench": "bench",
+    "doctor": "doctor",
 }
 """Verb → module of this package, in the order of the help. A verb without its file does not exist."""
 INTERRUPTED, USAGE, RESOURCE, INTERNAL = 3, 2, 5, 70

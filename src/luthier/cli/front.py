@@ -12,7 +12,7 @@ from luthier.cli.console import out
 GROUPS = {
     "tune": ("new", "check", "run", "resume", "sweep"),
     "prove": ("evaluate", "health", "verdict", "rows", "compare", "report", "bench"),
-    "use": ("generate", "chat", "export", "serve", "studio", "context", "list"),
+    "use": ("generate", "chat", "export", "serve", "studio", "context", "list", "doctor"),
 }
 
 

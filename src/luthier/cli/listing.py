@@ -25,13 +25,16 @@ OTHERS = ("models", "runs")
 
 
 def command(
-    what: Annotated[str, typer.Argument(help=" | ".join((*FAMILIES, *OTHERS)))],
+    what: Annotated[str | None, typer.Argument(help=" | ".join((*FAMILIES, *OTHERS)))] = None,
     root: Annotated[Path, typer.Option(help="Where runs are looked for.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """See the module."""
     from luthier.cli.console import json_out, table
 
+    if what is None:
+        overview(json)
+        return
     if what in FAMILIES:
         found = family(what).summaries()
         if json:
@@ -54,6 +57,17 @@ def command(
         table(tuple(records[0]), [tuple(record.values()) for record in records])
     else:
         table((what,), [("none",)])
+
+
+def overview(json: bool) -> None:
+    """Every list with the names in it."""
+    from luthier.cli.console import json_out, table
+
+    names = {what: list(family(what).summaries()) for what in FAMILIES}
+    if json:
+        json_out(names)
+    else:
+        table(("luthier list …", ""), [(what, ", ".join(found)) for what, found in names.items()])
 
 
 def family(what: str) -> Any:
