@@ -33,7 +33,7 @@ def _requirements(extra: str | None) -> Iterator[Any]:
         requirement = Requirement(line)
         marker = requirement.marker
         core = marker is None or marker.evaluate({"extra": ""})
-        if core if extra is None else not core and marker.evaluate({"extra": extra}):
+        if core if extra is None else not core and marker is not None and marker.evaluate({"extra": extra}):
             yield requirement
 
 
