@@ -13,6 +13,7 @@ from luthier.core.rundir import RunDir
 from luthier.pipeline import probe
 from luthier.pipeline.prepare import Data
 from luthier.recipe import Recipe
+from luthier.train.settings import TrainSettings
 
 DEFAULT_EPOCHS = 3
 DEFAULT_BATCH_TOKENS = 4096
@@ -41,11 +42,14 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
     if settings.activation_checkpointing:
         options["checkpointing"] = True
     adapted.loss_options = options
+    base.shared_prefix = settings.shared_prefix
     adapted.layout = "padded" if settings.engine == "plain" else _choose_layout(adapted, data, emit)
+    _refuse_unfit_sharing(settings, adapted.layout, base, emit)
     if settings.int8_base:
         from luthier.models import int8
 
         int8.install_checked(adapted, _first_rows(data), emit)
+    _tell_frozen_positions(adapted, emit)
     trained = sum(weight.numel() for weight in adapted.parameters_by_name().values())
     total = sum(weight.numel() for weight in base.model.parameters())
     weights = sum(weight.numel() * weight.element_size() for weight in base.model.parameters())
@@ -59,6 +63,31 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
         rows={name: len(rows) for name, rows in data.rows.items()},
     )
     return adapted
+
+
+def _refuse_unfit_sharing(settings: TrainSettings, layout: str, base: Any, emit: Emitter) -> None:
+    if settings.shared_prefix and settings.trunk_cache:
+        what = "kept hidden states are of whole rows, shared prefixes are not"
+        raise RecipeError(what, where="train.shared_prefix", remedy="keep one of shared_prefix and trunk_cache")
+    if settings.shared_prefix and (layout != "flat" or base.kind != "decoder"):
+        what = "nothing is shared: that needs a decoder and the flat layout"
+        emit("warning", what=what, where="train.shared_prefix", remedy="nothing is lost but speed")
+
+
+def _tell_frozen_positions(adapted: Any, emit: Emitter) -> None:
+    """New rows of a position table are guesses until they are trained."""
+    if not adapted.base.context.get("resize"):
+        return
+    from luthier.models.window import position_table
+
+    table = position_table(adapted.base.model)[2].weight
+    if not any(weight is table for weight in adapted.parameters_by_name().values()):
+        emit(
+            "warning",
+            what="the new rows of the position table are not trained by this method",
+            where="method",
+            remedy="method.train_embeddings: true (lora), or full",
+        )
 
 
 def _choose_layout(adapted: Any, data: Data, emit: Emitter) -> str:

@@ -1,4 +1,4 @@
-"""Window extensions as plans: C1-C4 and B10-B16 of the measured faults, without a model where possible."""
+"""Window extensions as plans: C1, C2, B12 and B13 of the measured faults, without a model where possible."""
 
 import numpy as np
 import pytest

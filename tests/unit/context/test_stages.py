@@ -88,7 +88,7 @@ def whole(folders, text, tmp_path_factory):
     return where
 
 
-def test_two_stages_in_one_run(whole):
+def test_c6_growing_windows_in_one_run(whole):
     events = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
     for number, length in ((1, 96), (2, 128)):
         status = json.loads((whole / "stages" / str(number) / "status.json").read_text())
@@ -102,7 +102,7 @@ def test_two_stages_in_one_run(whole):
     assert json.loads((whole / "evaluation" / "window.json").read_text())["tuned"].keys() >= {"0-32", "32-64"}
 
 
-def test_tokens_per_update_stay_constant(whole):
+def test_c6_tokens_per_update_stay_constant(whole):
     for place in (whole / "stages" / "1", whole / "stages" / "2", whole):
         events = [json.loads(line) for line in (place / "events.jsonl").read_text().splitlines()]
         tokens = [event["tokens"] for event in events if event["kind"] == "train"]
