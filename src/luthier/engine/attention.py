@@ -64,8 +64,8 @@ def segment_attention(
     """query [heads, T, d], key/value [kv_heads, T, d] → [T, heads, d].
 
     `prefix` is (K, V), each [P, kv_heads, d] or [segments, P, kv_heads, d], at positions 0 … P-1 of each segment.
-    `window` is a sliding window. A segment with a path sees that path before itself (causal only). Source of the grouping: one SDPA call a length beats one
-    call a segment where many rows are short.
+    `window` is a sliding window. A segment with a path sees that path before itself (causal only).
+    Source of the grouping: one SDPA call a length beats one call a segment where many rows are short.
     """
     parts: list[Tensor] = []
     order: list[int] = []

@@ -13,6 +13,7 @@ that share a node share its draw. Pure torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -39,9 +40,9 @@ def share(batch: Batch, least: int = LEAST) -> Shared | None:
     """The trie of a batch, or None where no `least` tokens are shared. Tokens and positions must both be equal."""
     edges = batch.bounds.tolist()
     ids, positions = batch.input_ids.cpu().numpy(), batch.position_ids.cpu().numpy()
-    rows = [np.stack([ids[a:b], positions[a:b]]) for a, b in zip(edges, edges[1:], strict=False)]
+    rows = [np.stack([ids[a:b], positions[a:b]]) for a, b in pairwise(edges)]
     order = sorted(range(len(rows)), key=lambda index: rows[index].T.tolist())
-    common = [_common(rows[one], rows[other]) for one, other in zip(order, order[1:], strict=False)]
+    common = [_common(rows[one], rows[other]) for one, other in pairwise(order)]
     if not common or max(common) < least:
         return None
     nodes = _nodes(common, [rows[index].shape[1] for index in order], least)
@@ -82,5 +83,5 @@ def _nodes(common: list[int], lengths: list[int], least: int) -> list[tuple[int,
             made.append((first, last, depth, shallow, parent))
             depth, parent = shallow, len(made) - 1
         cuts = [first, *(first + place + 1 for place, size in enumerate(inside) if size == shallow), last]
-        todo += [(a, b, depth, parent) for a, b in zip(cuts, cuts[1:], strict=False)]
+        todo += [(a, b, depth, parent) for a, b in pairwise(cuts)]
     return made

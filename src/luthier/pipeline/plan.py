@@ -6,6 +6,7 @@ from typing import Any
 
 from luthier.pipeline import learn, prepare
 from luthier.pipeline.estimate import estimate
+from luthier.pipeline.savings import savings
 from luthier.recipe import Recipe
 
 
@@ -45,6 +46,7 @@ def full_check(
             "trained_tokens": sum(row.trained_tokens for row in data.rows["train"]),
             "layout": adapted.layout,
             **estimate(recipe, adapted, plan, steps, data),
+            **savings(adapted, plan, data.rows["train"]),
         },
         "warnings": [{"what": w.what, "where": w.where, "remedy": w.remedy} for w in data.inspection.warnings],
         "preview": data.inspection.preview,

@@ -66,6 +66,8 @@ class TrainSettings(Settings):
     """Frozen linear layers in int8 while training, on CPU (lossy; refused when the gradient's cosine is under 0.99)."""
     trunk_cache: bool = False
     """Keep the hidden states below the lowest trained layer on disk."""
+    shared_prefix: bool = False
+    """Rows of a batch that begin with the same tokens compute them once (exact; with dropout they share its draw)."""
     spikes: Literal["record", "stop", "rollback", "skip_row"] = "record"
     """What happens at a loss spike."""
     position_skipping: bool = False
