@@ -83,7 +83,9 @@ class Source:
             yield [from_rows(rows[:2]), from_rows(rows[2:])]
 
 
-def train(folder, kind="direct", loss=None, listen=None, background=True, max_disk=None, toy=None, **settings):
+def train(
+    folder, kind="direct", loss=None, listen=None, background=True, max_disk=None, toy=None, measure=None, **settings
+):
     """The same call begins, continues and repeats; ends with final.safetensors. Returns (toy, state)."""
     folder = Path(folder)
     toy = toy or Toy(kind)
@@ -98,6 +100,8 @@ def train(folder, kind="direct", loss=None, listen=None, background=True, max_di
     emit = Emitter(events, *([listen] if listen else []))
 
     def validate():
+        if measure is not None:
+            return {"loss": measure(toy)}
         with torch.no_grad():
             made = [toy.loss(batch) for group in Source().groups(99) for batch in group]
         return {"loss": sum(float(m.total) for m in made) / sum(m.count for m in made)}

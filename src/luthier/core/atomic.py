@@ -50,11 +50,11 @@ def write_bytes(path: Path, data: bytes) -> None:
                 os.fsync(handle.fileno())
             os.replace(staged, path)
         finally:
-            _forget(staged)
+            forget(staged)
         fsync_folder(path.parent)
 
 
-def _forget(staged: Path) -> None:
+def forget(staged: Path) -> None:
     """Remove a staged file or folder; a disk that refuses even this must not hide why the writing failed."""
     if staged.is_dir():
         shutil.rmtree(staged, ignore_errors=True)
@@ -101,11 +101,15 @@ def _staged(target: Path, staged: Path) -> Iterator[None]:
             os.replace(staged, target)
         elif not exchange(staged, target):
             os.replace(target, old)
-            os.replace(staged, target)
+            try:
+                os.replace(staged, target)
+            except OSError:
+                os.replace(old, target)
+                raise
         fsync_folder(target.parent)
-        _forget(old)
+        forget(old)
     finally:
-        _forget(staged)
+        forget(staged)
 
 
 def remove_staging(target: Path) -> None:
@@ -115,6 +119,24 @@ def remove_staging(target: Path) -> None:
     for name in os.listdir(target.parent):
         if ours.fullmatch(name):
             shutil.rmtree(target.parent / name, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes were staging directly in `folder`; that of living ones stays."""
+    for name in os.listdir(folder):
+        found = re.match(rf"{re.escape(STAGING_PREFIX)}(\d+)-", name)
+        if found and not _lives(int(found[1])):
+            forget(folder / name)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def recover(target: Path) -> None:

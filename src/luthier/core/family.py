@@ -33,6 +33,8 @@ class Family:
         """Decorator: make the class or function known under `name` (also as its attribute `name`)."""
 
         def note(member: Any) -> Any:
+            if not member.__module__.startswith(self.package) and name in self._files():
+                raise RecipeError(f"luthier has a {self.name} {name!r} of its own", remedy="take another name")
             member.name = name
             self._members[name] = member
             return member
@@ -63,7 +65,10 @@ class Family:
             importlib.import_module(f"{self.package}.{name}")
         for point in entry_points(group=f"luthier.{self.name}") if name not in self._members else ():
             if point.name == name:
-                self._members.setdefault(name, point.load())
+                try:
+                    self._members.setdefault(name, point.load())
+                except Exception as error:
+                    raise RecipeError(f"{self.name} {name!r} of {point.value} does not load: {error!r}") from error
         if name not in self._members:
             raise RecipeError(f"no {self.name} member is called {name!r}", remedy=suggest(name, self.names()))
         return self._members[name]

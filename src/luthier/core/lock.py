@@ -6,13 +6,16 @@ content is for the message to the loser.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from luthier.core.errors import RecipeError
+from luthier.core.errors import OutOfResource, RecipeError
+from luthier.core.resources import told_as_resource
 
 
 def boot_id() -> str:
@@ -31,10 +34,18 @@ class RunLock:
         self._handle = -1
 
     def __enter__(self) -> RunLock:
-        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        with told_as_resource(self.path):
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # NFS without a lock daemon, and the like
+                os.close(self._handle)
+                raise OutOfResource(
+                    f"this file system gives no locks: {os.strerror(error.errno or 0)}",
+                    where=str(self.path.parent),
+                    remedy="take a --run-dir on a local disk",
+                ) from None
             holder = os.read(self._handle, 400).decode("utf-8", "replace").strip() or "another process"
             os.close(self._handle)
             raise RecipeError(
@@ -43,10 +54,12 @@ class RunLock:
                 remedy="wait for it, or take a new --run-dir",
             ) from None
         note = json.dumps({"pid": os.getpid(), "boot": boot_id(), "since": round(time.time())})
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, note.encode(), 0)
+        with suppress(OSError):  # a full disk: the lock is held all the same, only the note is missing
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, note.encode(), 0)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        os.ftruncate(self._handle, 0)
+        with suppress(OSError):
+            os.ftruncate(self._handle, 0)
         os.close(self._handle)

@@ -53,16 +53,22 @@ def told_as_resource(where: Path, need: int = 0) -> Iterator[None]:
             raise
         raise _told(error, where, need) from None
     except MemoryError:
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        told = f" under a limit of {limit >> 20} MB" if limit != resource.RLIM_INFINITY else ""
         raise OutOfResource(
-            f"memory is exhausted{told}", where=str(where), remedy="lower train.micro_tokens or data.max_length"
+            f"memory is exhausted ({memory_limit()})",
+            where=str(where),
+            remedy="lower train.micro_tokens or data.max_length",
         ) from None
     except Exception as error:
         number = _number_of(error)
         if number not in _FULL:
             raise
         raise _told(OSError(number, ""), where, need) from None
+
+
+def memory_limit() -> str:
+    """In words: how much memory this process may have."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return "no limit is set" if limit == resource.RLIM_INFINITY else f"RLIMIT_AS is {limit >> 20} MB"
 
 
 def _number_of(error: Exception) -> int:

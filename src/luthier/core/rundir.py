@@ -130,15 +130,27 @@ class RunDir:
         return self.path / "cache"
 
     def read(self, path: Path, default: Any = None) -> Any:
-        """The JSON in one of our files, or `default` where it does not exist."""
-        return json.loads(path.read_text("utf-8")) if path.is_file() else default
+        """The JSON in one of our files, or `default` where it does not exist. DataError where it is none."""
+        if not path.is_file():
+            return default
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError):
+            raise DataError(f"{path.name} is damaged", where=str(path), remedy="restore it or delete it") from None
 
     def write_status(self, state: str, **fields: Any) -> None:
         """running | finished | interrupted | failed, atomically; earlier fields are kept."""
-        status = {**(self.read(self.status) or {}), "state": state, "heartbeat": round(time.time(), 1)}
+        status = {**self._status(), "state": state, "heartbeat": round(time.time(), 1)}
         atomic.write_json(self.status, {**status, "pid": os.getpid(), **fields})
 
     @property
     def state(self) -> str:
-        """The state in status.json, or "absent"."""
-        return str((self.read(self.status) or {}).get("state", "absent"))
+        """The state in status.json, or "absent"; a damaged one counts as unfinished."""
+        return str(self._status().get("state", "absent"))
+
+    def _status(self) -> dict[str, Any]:
+        try:
+            found = self.read(self.status)
+        except DataError:
+            return {"state": "running"}
+        return found if isinstance(found, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -25,7 +26,7 @@ def choose(recipe: Recipe, run_dir: str | Path | None, root: Path | None = None)
     is now; else a new one under `runs/`."""
     if run_dir is not None:
         path = Path(run_dir)
-        if path.is_dir() and any(path.iterdir()) and not RunDir(path).resolved.is_file():
+        if path.is_dir() and not RunDir(path).resolved.is_file() and not _hardly_begun(path):
             raise RecipeError(
                 f"{path} is not empty and no run of luthier", where="--run-dir", remedy="name a new folder"
             )
@@ -34,11 +35,25 @@ def choose(recipe: Recipe, run_dir: str | Path | None, root: Path | None = None)
     key = recipe.fingerprint()[:8]
     for folder in sorted(root.glob(f"*-{key}"), reverse=True):
         run = RunDir(folder)
-        if run.state in ("running", "interrupted") or (run.state == "finished" and _on_the_same_data(run)):
+        if run.state in ("running", "interrupted") or (run.state == "failed" and _can_go_on(run)):
+            return run
+        if run.state == "finished" and _on_the_same_data(run):
             return run
     method = recipe.method if isinstance(recipe.method, str) else str(recipe.method.get("name"))
     model = re.sub(r"[^A-Za-z0-9._]+", "_", Path(recipe.model.path).name)[:40]
     return RunDir(root / f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{method}-{key}")
+
+
+def _hardly_begun(path: Path) -> bool:
+    """Empty, or a run that was killed before its recipe was on disk: only what `begin` makes first is there."""
+    names = {name for name in os.listdir(path) if not name.startswith(atomic.STAGING_PREFIX)}
+    run = RunDir(path)
+    return not names or (run.lock.name in names and names <= {run.lock.name, run.recipe.name})
+
+
+def _can_go_on(run: RunDir) -> bool:
+    """A run that ended in an error (a full disk, say) goes on where it has something to go on from."""
+    return run.checkpoints.is_dir() and any(name.startswith("step-") for name in os.listdir(run.checkpoints))
 
 
 def _on_the_same_data(run: RunDir) -> bool:

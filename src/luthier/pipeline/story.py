@@ -64,6 +64,7 @@ def run(
     _refuse_early(recipe)
     place_of_run.path.mkdir(parents=True, exist_ok=True)
     with RunLock(place_of_run.lock), handle_signals():
+        atomic.sweep(place_of_run.path)
         known = place.begin(place_of_run, recipe, source, accept_changes)
         place_of_run.write_status("running", step=(place_of_run.read(place_of_run.status) or {}).get("step", 0))
         log = JsonLines(place_of_run.events)

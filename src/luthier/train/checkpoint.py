@@ -35,6 +35,7 @@ FORMAT = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """Older format → how its state becomes the next format's. Unknown formats are refused by number."""
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+UNREADABLE, FOREIGN = "it cannot be read", "it has format"
 _NAME = re.compile(r"step-(\d{6,})$")
 
 
@@ -143,12 +144,14 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step that best.json names, where its folder exists."""
-        file = self.folder / "best.json"
+        step = self._best_named()
+        return step if step is not None and self.path(step).is_dir() else None
+
+    def _best_named(self) -> int | None:
         try:
-            step = int(json.loads(file.read_text("utf-8"))["step"])
+            return int(json.loads((self.folder / "best.json").read_text("utf-8"))["step"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return step if self.path(step).is_dir() else None
 
     def latest(self) -> tuple[Loaded | None, list[str]]:
         """The newest whole checkpoint (None when there is none), and what is wrong with the newer ones."""
@@ -159,11 +162,35 @@ class Checkpoints:
                     atomic.recover(self.folder / path.name.removeprefix(f"{atomic.STAGING_PREFIX}old-"))
         problems: list[str] = []
         for step in reversed(self.steps()):
-            problem = self.problem_of(step)
-            if problem is None:
-                return self.load(step), problems
-            problems.append(f"the checkpoint of step {step} is not whole: {problem}")
+            if problem := self.problem_of(step):
+                problems.append(f"the checkpoint of step {step} is not whole: {problem}")
+                continue
+            found = self.load(step)
+            if problem := self._without_best(found):
+                problems.append(f"the checkpoint of step {step} is of no use without the best one: {problem}")
+                continue
+            return found, problems
         return None, problems
+
+    def _without_best(self, found: Loaded) -> str | None:
+        """Why a run cannot end from here: the best weights before it are gone, and no better ones came after it."""
+        best = int(found.state.get("train", {}).get("best_step", -1))
+        if best < 0 or best == found.step or (self._best_named() or 0) > found.step:
+            return None
+        return self.problem_of(best)
+
+    def take_over(self, found: Loaded | None, best: int, metric: float | None) -> None:
+        """Continue from here: what came later belongs to no run any more, and best.json names this state's best.
+
+        Checkpoints that could not be read, or that another version wrote, are left where they are.
+        """
+        self.join()
+        step = -1 if found is None else found.step
+        kept = (UNREADABLE, FOREIGN)
+        later = [other for other in self.steps() if other > step]
+        self._remove([other for other in later if not (self.problem_of(other) or "").startswith(kept)])
+        if best >= 0 and metric is not None and self._best_named() != best and self.problem_of(best) is None:
+            self.mark_best(best, metric)
 
     def load(self, step: int) -> Loaded:
         """A checkpoint of this step, verified; ModelError when it is not whole."""
@@ -178,9 +205,9 @@ class Checkpoints:
         state = json.loads((folder / "state.json").read_text("utf-8"))
         while state["format"] != FORMAT:
             state = MIGRATIONS[state["format"]](state)
-        return Loaded(
-            step, load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors"), state
-        )
+        with told_as_resource(folder):
+            weights, optimizer = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimizer"))
+        return Loaded(step, weights, optimizer, state)
 
     def problem_of(self, step: int) -> str | None:
         """Why a checkpoint cannot be trusted, None if it can."""
@@ -188,17 +215,24 @@ class Checkpoints:
         try:
             manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
             if manifest["format"] != FORMAT and manifest["format"] not in MIGRATIONS:
-                return f"it has format {manifest['format']}, this luthier reads {FORMAT}"
+                return f"{FOREIGN} {manifest['format']}, this luthier reads {FORMAT}"
             listed = {str(name): str(digest) for name, digest in manifest["sha256"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except FileNotFoundError:
+            return "it has no manifest"
+        except OSError as error:
+            return f"{UNREADABLE}: {error.strerror}"
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return f"it has no readable manifest ({type(error).__name__})"
         if set(listed) != set(FILES):
             return f"its manifest lists {', '.join(sorted(listed))}"
         for name, digest in listed.items():
-            if not (folder / name).is_file():
+            try:
+                if of_file(folder / name) != digest:
+                    return f"{name} has another sha256"
+            except FileNotFoundError:
                 return f"{name} is missing"
-            if of_file(folder / name) != digest:
-                return f"{name} has another sha256"
+            except OSError as error:
+                return f"{UNREADABLE}: {name}: {error.strerror}"
         return None
 
     def rewind_logs(self, state: Mapping[str, Any]) -> list[str]:
@@ -224,7 +258,7 @@ class Checkpoints:
         for path in self.folder.glob(f"{atomic.STAGING_PREFIX}*"):
             if path.name.startswith(f"{atomic.STAGING_PREFIX}old-step-"):
                 atomic.recover(self.folder / path.name.removeprefix(f"{atomic.STAGING_PREFIX}old-"))
-            shutil.rmtree(path, ignore_errors=True)
+            atomic.forget(path)
 
     def _surplus(self, newest: int) -> list[int]:
         """What rotation deletes, oldest first."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from luthier.core import signals
-from luthier.core.errors import Interrupted
+from luthier.core.errors import Interrupted, ModelError
 from luthier.core.resources import require_space as require_free
 from luthier.train import optimizer_state
-from luthier.train.checkpoint import Loaded, bytes_of, changed, refuse_changed_base
+from luthier.train.checkpoint import FOREIGN, Loaded, bytes_of, changed, refuse_changed_base
 from luthier.train.state import TrainState
 from luthier.train.step import refuse_bad_weights
 
@@ -83,6 +83,12 @@ def take_up(loop: Loop) -> bool:
     """Continue from the newest whole checkpoint; False when there is none."""
     assert loop.checkpoints is not None
     found, problems = loop.checkpoints.latest()
+    if foreign := [problem for problem in problems if FOREIGN in problem]:
+        raise ModelError(
+            foreign[0],
+            where=str(loop.checkpoints.folder),
+            remedy="continue with the version of luthier that wrote it, or delete that folder to go on from before",
+        )
     if found is None:
         loop.checkpoints.restart_logs()
     else:
@@ -92,6 +98,7 @@ def take_up(loop: Loop) -> bool:
         loop.model.load_state(found.weights)
         optimizer_state.restore(loop.optimizer, found.optimizer, found.state["optimizer"])
         loop.state = TrainState(**found.state["train"])
+    loop.checkpoints.take_over(found, loop.state.best_step, loop.state.best_metric)
     for problem in problems:
         loop.emit("warning", what=problem, where=str(loop.checkpoints.folder), remedy="the one before is used")
     if found is not None:

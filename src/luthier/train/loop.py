@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core import signals
-from luthier.core.errors import Diverged, LuthierError, StopRequested
+from luthier.core.errors import Diverged, LuthierError, OutOfResource, StopRequested
 from luthier.core.events import Emit, silent
+from luthier.core.resources import memory_limit
 from luthier.core.seeding import derive, seed_everything
 from luthier.engine.batch import Batch
 from luthier.train import early_stop, keeping, optim
@@ -31,7 +32,7 @@ from luthier.train.checkpoint import Checkpoints
 from luthier.train.loss import LossOutput
 from luthier.train.settings import TrainSettings
 from luthier.train.state import TrainState
-from luthier.train.step import Dropped, StepResult, refuse_bad_weights, take_step
+from luthier.train.step import Dropped, StepResult, is_out_of_memory, refuse_bad_weights, take_step
 
 BEST_TOLERANCE = 1e-4
 """Relative difference that the restored best weights may show against their recorded metric (rounding only)."""
@@ -278,12 +279,21 @@ def fit(
     """
     optimizer = optim.build(settings, model.parameters_by_name(), lr, multipliers)
     loop = Loop(model, batches, loss, settings, total_steps, checkpoints, validate, emit, seed, on_rows, optimizer)
-    if checkpoints is not None:
-        keeping.require_space(loop)
-        if resume and keeping.take_up(loop) and loop.state.finished:
-            with signals.deferred():
-                return loop.conclude()
-    return loop.run()
+    try:
+        if checkpoints is not None:
+            keeping.require_space(loop)
+            if resume and keeping.take_up(loop) and loop.state.finished:
+                with signals.deferred():
+                    return loop.conclude()
+        return loop.run()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfResource(
+            f"memory is exhausted after step {loop.state.step}",
+            where=memory_limit(),
+            remedy="lower train.micro_tokens or data.max_length; the same command then continues",
+        ) from None
 
 
 def memory_mb() -> float:

@@ -1,10 +1,13 @@
 """FAULTS E12: a target is absent, old or new, never half."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from luthier.core import atomic
+from luthier.core.errors import OutOfResource
 
 
 class Killed(BaseException):
@@ -37,3 +40,36 @@ def test_nan_is_not_json(tmp_path):
     with pytest.raises(ValueError):
         atomic.write_json(tmp_path / "x", {"loss": float("nan")})
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_whose_replacement_fails_is_put_back(tmp_path, monkeypatch):
+    """Without renameat2 the old folder is moved aside first; an error of the second rename must not lose it."""
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "old").write_text("old")
+    monkeypatch.setattr(atomic, "exchange", lambda first, second: False)
+    original = os.replace
+
+    def full(first, second):
+        if Path(first).name.startswith(f".staging-{os.getpid()}-") and Path(second) == target:
+            raise OSError(errno.ENOSPC, "full")
+        original(first, second)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutOfResource), atomic.publish_folder(target) as staged:
+        (staged / "new").write_text("new")
+    assert os.listdir(tmp_path) == ["adapter"]
+    assert os.listdir(target) == ["old"]
+
+
+def test_sweep_removes_what_dead_processes_staged(tmp_path):
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    (tmp_path / f".staging-{dead}-status.json").write_text("half")
+    (tmp_path / f".staging-{dead}-adapter").mkdir()
+    (tmp_path / f".staging-{os.getpid()}-report").mkdir()
+    (tmp_path / "status.json").write_text("{}")
+    atomic.sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [f".staging-{os.getpid()}-report", "status.json"]

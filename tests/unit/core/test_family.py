@@ -65,3 +65,44 @@ def test_summaries_do_not_import(tmp_path):
     from luthier.context import CONTEXTS
 
     assert CONTEXTS.summaries()["linear"].startswith("Position interpolation")
+
+
+def plugin(tmp_path, text):
+    file = tmp_path / "fig.py"
+    file.write_text(text)
+    return file
+
+
+def test_a_plugin_may_use_dataclasses_with_postponed_annotations(tmp_path):
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import ClassVar\n"
+    load_plugin(plugin(tmp_path, text + "@dataclass\nclass Fig:\n    kind: ClassVar[str] = 'a'\n    size: int = 3\n"))
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(0)", "1 / 0", "import nothing_like_this", "def ("])
+def test_a_plugin_that_fails_or_exits_is_told(tmp_path, text):
+    import sys
+
+    before = set(sys.modules)
+    with pytest.raises(RecipeError, match="cannot be imported"):
+        load_plugin(plugin(tmp_path, text))
+    assert not [name for name in set(sys.modules) - before if name.startswith("luthier_plugin")]
+
+
+def test_a_plugin_cannot_take_the_name_of_a_member_of_ours(tmp_path):
+    from luthier.methods import METHODS
+
+    text = "from luthier.methods import METHODS\n@METHODS.register('lora')\nclass Evil:\n    pass\n"
+    with pytest.raises(RecipeError, match="of its own"):
+        load_plugin(plugin(tmp_path, text))
+    assert METHODS.get("lora").__module__ == "luthier.methods.lora"
+
+
+def test_an_entry_point_that_does_not_load_is_told(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from luthier.core import family
+
+    point = EntryPoint("plum", "nothing_like_this:Plum", "luthier.fruit")
+    monkeypatch.setattr(family, "entry_points", lambda group: [point])
+    with pytest.raises(RecipeError, match="nothing_like_this"):
+        FRUIT.get("plum")
