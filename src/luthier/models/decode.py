@@ -58,13 +58,24 @@ def generate(
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: dict[int, Generation] = {}
-    for start in range(0, len(order), ROWS_AT_ONCE):
-        part = order[start : start + ROWS_AT_ONCE]
+    for part in _parts(adapted.base, order, prompts):
         sampler = Sampler(temperature, top_p, top_k, [derive(seed, "decode", index) for index in part])
         rows = [_row(prompts[index], tasks[index] if tasks else 0) for index in part]
         made = _batch(adapted, rows, max_new_tokens, frozenset(stop_ids), sampler)
         results.update(zip(part, made, strict=True))
     return [results[index] for index in range(len(prompts))]
+
+
+def _parts(base: Base, order: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What is made in one batch. A sliding window counts pads too, so that virtual tokens before them would leave it
+    too early: with such a window only prompts of one length go together."""
+    lengths = [len(prompts[index]) if base.anatomy.sliding_window else 0 for index in order]
+    parts: list[list[int]] = []
+    for at, index in enumerate(order):
+        if not parts or len(parts[-1]) == ROWS_AT_ONCE or lengths[at] != lengths[at - 1]:
+            parts.append([])
+        parts[-1].append(index)
+    return parts
 
 
 def text_of(tokenizer: Any, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:

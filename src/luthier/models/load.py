@@ -149,11 +149,12 @@ def _build(
         loader = transformers.AutoModelForCausalLM
     torch.manual_seed(seed)
     dtype = _dtype(settings)
+    attention = _attention(loader, config)
     if settings.random_init:
-        return loader.from_config(config, trust_remote_code=False, attn_implementation=ATTENTION).to(dtype), ()
+        return loader.from_config(config, trust_remote_code=False, attn_implementation=attention).to(dtype), ()
     _refuse_incomplete(folder)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "trust_remote_code": False, "local_files_only": True}
-    options["attn_implementation"] = ATTENTION
+    options["attn_implementation"] = attention
     if settings.quantize != "none":
         from luthier.models.quantized import quantization
 
@@ -168,6 +169,12 @@ def _build(
             ) from None
     _refuse_missing(info, bool(labels), folder)
     return model, tuple(sorted(info["missing_keys"]))
+
+
+def _attention(loader: Any, config: Any) -> str:
+    """sdpa where the architecture has it (soft caps have not)."""
+    kind = loader._model_mapping.get(type(config), None)
+    return ATTENTION if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
 @contextmanager

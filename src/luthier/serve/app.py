@@ -248,10 +248,10 @@ def serve(
             where="--host",
             remedy=f"--api-key-file FILE or {KEY_VARIABLE}, or stay on 127.0.0.1",
         )
+    prove_exact(Engine(base, slots=2), base)
     registry = Registry(base, base_name, roots)
     for name, folder in adapters.items():
         registry.load(name, folder)
-    prove_exact(Engine(base, slots=2), base)
     server = Server(registry, Worker(lambda: Engine(base, slots=slots)), limits)
     sockets = listen(host, port)
     if emit is not None:

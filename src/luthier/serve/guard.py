@@ -52,6 +52,7 @@ class Guard:
             self._refuse(scope)
             if scope["method"] == "POST":
                 receive = _again(await self._body(receive), receive)
+                scope = _as_json(scope)
             async with asyncio.timeout(self.server.limits.deadline_s + BODY_S):
                 await self.app(scope, receive, note)
         except ApiError as error:
@@ -111,6 +112,12 @@ class Guard:
         if problem := json_problem(body):
             raise ApiError(400, problem, "invalid_json")
         return body
+
+
+def _as_json(scope: Message) -> Message:
+    """A body that was found to be JSON is JSON whatever its header says: plain `curl -d` sends another one."""
+    kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    return {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

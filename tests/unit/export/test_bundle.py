@@ -1,39 +1,19 @@
-"""A bundle in an interpreter that can import neither luthier nor peft."""
+"""A bundle in an interpreter that can import what its requirements file names, and neither luthier nor peft."""
 
-import subprocess
-import sys
-
+import bare_python
 import pytest
-from conftest import CLASSES, TEXTS, made, rows_for, trained
+from export_world import CLASSES, TEXTS, made, rows_for, trained
 
 from luthier.core.errors import ModelError
 from luthier.export.run import export
 
-BLOCK = """
-import importlib.abc, runpy, sys
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("luthier", "peft", "accelerate", "datasets"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Block())
-script = sys.argv[1]
-sys.argv = sys.argv[1:]
-runpy.run_path(script, run_name="__main__")
-assert "luthier" not in sys.modules and "peft" not in sys.modules
-"""
 
-
-def asked(folder, text):
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", BLOCK, str(folder / "answer.py"), text],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        cwd="/",
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.removesuffix("\n")
+def asked(folder, tmp_path, text):
+    """Only what the bundle's own requirements file names can be imported."""
+    bare = bare_python.environment(folder / "requirements.txt", tmp_path / "bare")
+    assert all(bare_python.missing(bare, name) for name in ("luthier", "peft", "accelerate", "datasets"))
+    assert not bare_python.missing(bare, "transformers")
+    return bare_python.run(bare, folder / "answer.py", text).removesuffix("\n")
 
 
 @pytest.mark.parametrize("name", ["lora", "prefix", "prompt"])
@@ -44,7 +24,7 @@ def test_transformers_alone(name, tmp_path):
     assert found["prompts"]["equal_ids"] == found["prompts"]["compared"] == 6
     assert found["max_logit_difference"] <= 1e-5 * max(1, found["logit_size"])
     question = TEXTS[0][0]
-    assert asked(tmp_path / "out", question) == adapted.generate(question, 200)
+    assert asked(tmp_path / "out", tmp_path, question) == adapted.generate(question, 200)
     needs = (tmp_path / "out" / "requirements.txt").read_text()
     assert "transformers==" in needs
     assert "peft" not in needs
@@ -55,7 +35,7 @@ def test_a_classifier(tmp_path):
     rows = rows_for(adapted)
     found = export(adapted, rows, tmp_path / "out", "bundle")
     assert found["top1_agreement"] == 1
-    assert asked(tmp_path / "out", TEXTS[0][0]) in CLASSES
+    assert asked(tmp_path / "out", tmp_path, TEXTS[0][0]) in CLASSES
 
 
 @pytest.mark.parametrize("method", [{"name": "bottleneck", "reduction": 4}, {"name": "dynamic_prefix", "length": 2}])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, TEXTS, made, rows_for, trained
+from export_world import CLASSES, TEXTS, made, rows_for, trained
 
 from luthier.core.errors import ModelError
 from luthier.core.types import Turn

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import CLASSES, made, rows_for, trained
+from export_world import CLASSES, made, rows_for, trained
 
 from luthier.core.errors import CannotMerge, GateFailed, ModelError
 from luthier.export.run import export
