@@ -95,7 +95,8 @@ def _layers(adapted: Any, facts: Facts, seen: states.Seen | None) -> None:
     body = {name: pair for name, pair in changes.items() if not name.startswith(heads)}
     facts.inplace = bool(body)
     _head(facts, {name: pair for name, pair in changes.items() if name.startswith(heads)})
-    trained = [name for name in adapted.parameters_by_name() if layer_of(adapted, name) is not None]
+    names = [weights.of_base(name) for name in adapted.parameters_by_name()]
+    trained = [name for name in names if layer_of(adapted, name) is not None]
     covered |= {layer for name in trained if (layer := layer_of(adapted, name)) is not None}
     if body or not inside:
         for index, (name, _) in enumerate(adapted.base.anatomy.layers):

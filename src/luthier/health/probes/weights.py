@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,7 +118,13 @@ def inplace_changes(adapted: Any) -> dict[str, tuple[Tensor, Tensor]]:
     now = {name: weight.detach().clone() for name, weight in adapted.parameters_by_name().items()}
     with adapted.off():
         before = {name: weight.detach().clone() for name, weight in adapted.parameters_by_name().items()}
-    return {name: (before[name], now[name] - before[name]) for name in now if not torch.equal(before[name], now[name])}
+    moved = [name for name in now if not torch.equal(before[name], now[name])]
+    return {of_base(name): (before[name], now[name] - before[name]) for name in moved}
+
+
+def of_base(name: str) -> str:
+    """A weight's name without the number of the stack's part that trains it."""
+    return re.sub(r"^\d+\.", "", name)
 
 
 def measure_inplace(changes: Mapping[str, tuple[Tensor, Tensor]], numbers: LayerNumbers) -> None:
