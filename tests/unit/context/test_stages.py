@@ -4,6 +4,9 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -140,6 +143,34 @@ def test_killed_in_the_second_stage_it_ends_bitwise_the_same(folders, text, whol
     ours, theirs = (load_file(next((place / "adapter").glob("*.safetensors"))) for place in (where, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.slow
+def test_kill_9_from_outside_in_the_middle_of_stage_2(folders, text, whole, tmp_path):
+    """As a user would see it: `luthier run` killed while it trains stage 2, the same command again."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe_of(folders("llama"), text, *growing("yarn", 96, 128, 144)).dump())
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    for attempt in range(3):  # on a busy machine the stage may end before the signal is sent
+        where = tmp_path / f"run{attempt}"
+        words = [sys.executable, "-m", "luthier", "run", str(file), "--run-dir", str(where)]
+        child = subprocess.Popen(words, **quiet)
+        events, end = where / "stages" / "2" / "events.jsonl", time.monotonic() + 120
+        while not (events.is_file() and b'"train"' in events.read_bytes()):
+            assert child.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+        if json.loads((where / "stages" / "2" / "status.json").read_text())["state"] != "finished":
+            break
+    else:
+        pytest.fail("never killed in the middle of stage 2")
+    assert subprocess.run(words, check=False, **quiet).returncode in (0, 1)  # 1: health of three steps on noise
+    ours, theirs = (load_file(next((place / "adapter").glob("*.safetensors"))) for place in (where, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (where / "evaluation" / "window.json").read_text() == (whole / "evaluation" / "window.json").read_text()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
