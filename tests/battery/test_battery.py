@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def test_no_member_is_forgotten() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _matrix() -> Iterator[None]:
-    """LUTHIER_MATRIX=1 with all cells: write the table of the docs."""
+    """LUTHIER_MATRIX=1: write the table of the docs; cells that this run left out keep the row they had."""
     yield
     if os.environ.get("LUTHIER_MATRIX"):
         MATRIX.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +108,8 @@ def _table() -> str:
         "",
     ]
     notes: dict[str, int] = {}
+    for cell, found in _known().items():
+        RESULTS.setdefault(cell, found)
     lines += ["| method | model | task | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 3)]
     for cell, found in sorted(RESULTS.items(), key=lambda item: str(item[0])):
         row = []
@@ -118,6 +121,22 @@ def _table() -> str:
     lines += ["", "## Cells that are refused", "| method | model | why |", "|---|---|---|"]
     lines += [f"| {name} | {kind} | {why} |" for (name, kind), why in sorted(battery.ABSENT.items())]
     return "\n".join(lines) + "\n"
+
+
+def _known() -> dict[Cell, dict[str, str]]:
+    """The cells of the table as it stands that are still cells."""
+    if not MATRIX.is_file():
+        return {}
+    lines = MATRIX.read_text("utf-8").splitlines()
+    rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    notes = dict(re.findall(r"^(\d+)\. (.*)$", "\n".join(lines), re.MULTILINE))
+    cells = {(c.name, c.kind, c.task): c for c in _MEMBERS + _VARIANTS if (c.name, c.kind) not in battery.ABSENT}
+    head, found = rows[0][3:], {}
+    for name, kind, task, *marks in (row for row in rows if len(row) == len(head) + 3):
+        if (name, kind, task) in cells and set(head) == set(PROPERTIES):
+            told = ["yes" if mark == "✓" else f"— {notes[mark]}" for mark in marks]
+            found[cells[name, kind, task]] = dict(zip(head, told, strict=True))
+    return found
 
 
 def _members() -> str:
