@@ -5,18 +5,33 @@ import contextlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "serve"))
 
-from serving_world import made, running, settled
+from serving_world import delete, get, made, running, settled
 
-__all__ = ["completion", "made", "percentile", "process", "raw", "rss_mb", "running", "send", "settled"]
+__all__ = [
+    "completion",
+    "delete",
+    "get",
+    "made",
+    "more_files",
+    "percentile",
+    "process",
+    "raw",
+    "rss_mb",
+    "running",
+    "send",
+    "settled",
+]
 
 
 def raw(path, body, *headers, method="POST"):
@@ -31,7 +46,7 @@ def completion(**fields):
     return raw("/v1/completions", json.dumps(body).encode())
 
 
-async def send(port, request, timeout=120.0):
+async def send(port, request, timeout=600.0):
     """(status, headers, body) of one request on a connection of its own; status 0 for a reset."""
     try:
         async with asyncio.timeout(timeout):
@@ -47,6 +62,16 @@ async def send(port, request, timeout=120.0):
                 writer.close()
     except (ConnectionError, asyncio.IncompleteReadError):
         return 0, {}, b""
+
+
+def more_files(count):
+    """Room for `count` more connections of this process; skips by name where the machine allows no such number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"{count} connections need {wanted} open files; the machine allows {hard}")
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def percentile(values, share):
@@ -66,7 +91,7 @@ def process(*arguments, **environment):
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables) as child:
         try:
-            said, until = "", time.monotonic() + 180
+            said, until = "", time.monotonic() + 300
             while not (found := re.search(r"http://[^:/]+:(\d+)", said)) and time.monotonic() < until:
                 line = child.stderr.readline()
                 assert line, f"the server ended: {said}"

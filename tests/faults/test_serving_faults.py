@@ -13,9 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from serving import completion, made, percentile, raw, running, send, settled
+from serving import completion, delete, get, made, percentile, raw, running, send, settled
 
 from luthier.core.errors import LuthierError
+from luthier.data.templates import base as templates
 from luthier.models.load import load_base
 from luthier.models.settings import ModelSettings
 from luthier.serve import answers, guard
@@ -44,18 +45,22 @@ def server(base, root):
 
 
 def post(server, path, /, **body):
-    return httpx.post(f"{server.url}{path}", json=body, timeout=60)
+    return httpx.post(f"{server.url}{path}", json=body, timeout=300)
 
 
 def test_fault_F2_slow_clients_are_let_go(base, figure, monkeypatch):
     """Half headers, half bodies, readers that never read: the others are answered, the slow ones end in time."""
-    monkeypatch.setattr(guard, "BODY_S", 1.0)
+    monkeypatch.setattr(guard, "BODY_S", 3.0)
     with running(base, {}) as server:
 
         async def slow(data):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(data)
-            told = await asyncio.wait_for(reader.read(), 20)
+            begun.append(1)
+            try:
+                told = await asyncio.wait_for(reader.read(), 120)
+            except ConnectionError:  # closed while bytes of ours were unread
+                told = b""
             writer.close()
             return told == b"" or told.startswith(b"HTTP/1.1 408")
 
@@ -70,12 +75,14 @@ def test_fault_F2_slow_clients_are_let_go(base, figure, monkeypatch):
             head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
             tasks = [asyncio.create_task(slow(head)) for _ in range(60)]
             tasks += [asyncio.create_task(slow(head + b"Content-Length: 50\r\n\r\n{")) for _ in range(60)]
-            await asyncio.sleep(0.1)
+            while len(begun) < 120:
+                await asyncio.sleep(0.01)
             busy = [await timed() for _ in range(15)]
             return idle, busy, await asyncio.gather(*tasks)
 
+        begun = []
         idle, busy, ended = asyncio.run(go())
-        assert percentile(busy, 0.5) <= 2 * percentile(idle, 0.5) + 0.2  # the machine's own noise
+        assert percentile(busy, 0.5) <= 2 * percentile(idle, 0.5) + 1.5  # whoever waits for the slow ones waits 3 s
         figure(sum(ended), 120)
 
 
@@ -92,14 +99,17 @@ def test_fault_F3_a_disconnect_stops_the_answer(server, monkeypatch, figure, cou
     for number in range(count):
         fields = {"stream": bool(number % 2), "max_tokens": 400, "temperature": 1.5, "seed": number}
         wire = socket.create_connection(("127.0.0.1", server.port))
+        before, until = len(seen), time.monotonic() + 60
         wire.sendall(completion(**fields))
+        while not server.inflight and len(seen) == before and time.monotonic() < until:
+            time.sleep(0.001)
         time.sleep(0.01 * (number % 4))
         if number % 3 == 0:
             wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         wire.close()
-    assert settled(server, 30)
+    assert settled(server)
     after = [len(request.made) - told for request, told in seen]
-    assert len(seen) > count / 3  # some connections end before the server has read what they ask
+    assert len(seen) == count
     assert sum(len(request.made) for request, _ in seen) < 400 * len(seen) / 2
     figure(sum(more <= 1 for more in after), len(seen))
 
@@ -113,7 +123,7 @@ EDGES = {
     "seed": (2**53 + 2, 2**63, 1.5, "x", True, [], {}, -(2**54), 1e308, -0.5, float("nan"), "0x"),
     "stop": ("", [""], ["a"] * 5, [1], 1, True, {}, "a" * 201, [None], [["a"]], 1.5, ["a", ""]),
     "logprobs": (-1, 21, 1.5, "x", [], {}, 2**63, 1e308, float("nan"), -0.5, "five", True),
-    "prompt": ("", [], [-1], [10**9], [1.5], [True], {}, 1, "a " * 4000, [None], ["a"] * 17, True),
+    "prompt": (["a ", "b " * 4000], [], [-1], [10**9], [1.5], [True], {}, 1, "a " * 4000, [None], ["a"] * 17, True),
     "logit_bias": ({"1": 5}, {"x": 1}, [1], "x", 1, True, {"1": None}, 1.5, [[1, 2]], {"1": "a"}, {"-1": 1},
                    {"1": 1e308}),
     "frequency_penalty": (1, -1, 0.1, "x", True, [], {}, 1e308, float("nan"), 2, -2, float("inf")),
@@ -125,7 +135,7 @@ EDGES = {
 @pytest.mark.parametrize("name", EDGES)
 def test_fault_F6_each_field_over_its_limits_is_400(server, figure, name):
     codes = []
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with httpx.Client(base_url=server.url, timeout=300) as client:
         for value in EDGES[name]:
             body = {"model": "base", "prompt": "a", "max_tokens": 1, name: value}
             codes.append(client.post("/v1/completions", content=json.dumps(body)).status_code)
@@ -164,7 +174,7 @@ def test_fault_F7_no_name_leads_out_of_the_roots(server, root, tmp_path, figure,
     assert outside == []
     for name in ("..", "../..", "link", "%2e%2e/lora", "a\0b"):
         assert post(server, "/v1/adapters", name="evil", path=name).status_code in (400, 404)
-        assert httpx.delete(f"{server.url}/v1/adapters/{name.replace(chr(0), '%00')}").status_code in (400, 404, 405)
+        assert delete(f"{server.url}/v1/adapters/{name.replace(chr(0), '%00')}").status_code in (400, 404, 405)
     figure(refused, 200)
 
 
@@ -206,7 +216,7 @@ def test_fault_F8_broken_adapters_do_not_disturb(server, root, figure, count):
             rounds.append(texts())
         codes = [load.result().status_code for load in loads]
     assert all(found == quiet for found in rounds)
-    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    assert get(f"{server.url}/readyz").status_code == 200
     figure(codes.count(400), count)
 
 
@@ -264,7 +274,7 @@ def test_fault_F10_every_route_asks_for_the_key(base, figure):
             "Basic Secret-key",
         )
         right, refused = 0, 0
-        with httpx.Client(base_url=closed.url, timeout=30) as client:
+        with httpx.Client(base_url=closed.url, timeout=300) as client:
             for method, path in [*routes, ("GET", "/nothing"), ("GET", "/healthz/"), ("GET", "//healthz")]:
                 for value in wrong:
                     headers = {"Authorization": value} if value else {}
@@ -290,21 +300,22 @@ def test_fault_F11_rate_and_deadline(base, figure):
 
         def ask(key):
             body = {"model": "base", "prompt": "a", "max_tokens": 1}
-            return httpx.post(f"{metered.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"})
+            headers = {"Authorization": f"Bearer {key}"}
+            return httpx.post(f"{metered.url}/v1/completions", json=body, headers=headers, timeout=300)
 
-        while time.time() % 60 > 50:
-            time.sleep(0.5)
+        metered.meter.clock = lambda: 1234.0
         codes = [ask("one").status_code for _ in range(7)] + [ask("two").status_code]
         assert codes == [200] * 5 + [429] * 2 + [200]
-        assert 1 <= int(ask("one").headers["retry-after"]) <= 60
+        assert int(ask("one").headers["retry-after"]) == 26
+        metered.meter.clock = lambda: 1261.0
+        assert ask("one").status_code == 200
     with running(base, {}, deadline_s=0.3) as short:
-        late = [
-            post(short, "/v1/completions", model="base", prompt="a", max_tokens=450, temperature=1.5, seed=s)
-            for s in (1, 2)
-        ]
+        engine, step = short.worker.engine, short.worker.engine.step
+        engine.step = lambda: (time.sleep(0.05), step())[1]
+        late = [post(short, "/v1/completions", model="base", prompt="a", max_tokens=450, seed=s) for s in range(3)]
         assert {answer.status_code for answer in late} <= {504, 200}
-        assert 504 in {answer.status_code for answer in late}
-        assert late[0].json()["error"]["code"]
+        refused = [answer.json()["error"] for answer in late if answer.status_code == 504]
+        assert refused[0]["code"] == "cancelled"
         assert settled(short)
         figure(2, 2)
 
@@ -317,7 +328,7 @@ class Panic(BaseException):
 def test_fault_F12_a_lost_model_thread_is_replaced(base, root, figure):
     """A panic in a forward, a thread that dies, a thread that hangs: one request fails, the server goes on."""
     body = {"prompt": "Hello", "max_tokens": 3, "temperature": 0}
-    with running(base, {"lora": root / "lora"}, stalled_after=1.5) as one:
+    with running(base, {"lora": root / "lora"}, stalled_after=4.0) as one:
         quiet = post(one, "/v1/completions", model="lora", **body).json()["choices"]
 
         def ok():
@@ -341,7 +352,7 @@ def test_fault_F12_a_lost_model_thread_is_replaced(base, root, figure):
             start = time.monotonic()
             code = post(one, "/v1/completions", model="lora", **body).status_code
             assert code in (500, 503)
-            while not (one.worker.restarts == number and one.worker.healthy) and time.monotonic() - start < 10:
+            while not (one.worker.restarts == number and one.worker.healthy) and time.monotonic() - start < 60:
                 time.sleep(0.02)
             ok()
             return time.monotonic() - start
@@ -350,8 +361,8 @@ def test_fault_F12_a_lost_model_thread_is_replaced(base, root, figure):
             raise SystemExit
 
         wake = threading.Event()
-        assert replaced(1, die) < 8
-        assert replaced(2, lambda: wake.wait(60)) < 8
+        assert replaced(1, die) < 60
+        assert replaced(2, lambda: wake.wait(120)) < 60
         wake.set()
         ok()
         assert settled(one)
@@ -370,13 +381,106 @@ def test_fault_F12_a_tokenizer_panic_is_one_500(server, monkeypatch):
     assert post(server, "/v1/completions", model="base", prompt="a", max_tokens=1).status_code == 200
 
 
+def test_fault_F12_a_panic_while_streaming_is_told(server, monkeypatch):
+    """A stream whose text cannot be made ends with an error line, not with silence until the deadline."""
+    from luthier.serve.text import Stream
+
+    def panic(*_):
+        raise Panic("decoder")
+
+    monkeypatch.setattr(Stream, "push", panic)
+    start = time.monotonic()
+    text = post(server, "/v1/completions", model="base", prompt="Hello", max_tokens=5, stream=True, temperature=0).text
+    assert time.monotonic() - start < server.limits.deadline_s / 2
+    assert json.loads(text.strip().removeprefix("data: "))["error"]["code"] == "generation_failed"
+    assert post(server, "/v1/completions", model="base", prompt="Hello", max_tokens=5, temperature=0).status_code == 500
+    monkeypatch.undo()
+    assert settled(server)
+
+
+def test_fault_F12_a_request_for_a_thread_that_was_just_replaced_is_told(server):
+    """`submit` may still hold the engine that the watchdog takes away."""
+    from luthier.serve.request import Request, Sampling
+
+    told, worker = [], server.worker
+    request = Request(server.registry.get("base"), [1, 2], Sampling(), told.append)
+
+    class Taken:
+        def submit(self, request):
+            worker.engine = real
+
+    real, worker.engine = worker.engine, Taken()
+    worker.submit(request)
+    assert worker.engine is real
+    assert request.cancelled
+    assert told[0].finish == "error"
+
+
+def test_fault_F9_prompts_of_many_threads_are_those_of_one(server, monkeypatch, figure):
+    """Whether control tokens mean themselves is a mode of the shared tokenizer: two prompts at once would mix it."""
+    from luthier.serve.schema import Chat
+
+    stop = server.registry.base.tokenizer.eos_token
+    texts = [f"say {stop} {number} please {stop}" for number in range(12)]
+
+    def ids(text):
+        body = Chat(model="base", messages=[{"role": "user", "content": text}], max_tokens=1)
+        return answers.chat_job(server, body).prompts[0]
+
+    alone, inside, most = [ids(text) for text in texts], [], []
+    plain = templates.tokenize_plain
+
+    def watched(*given):
+        inside.append(1)
+        time.sleep(0.001)
+        most.append(len(inside))
+        try:
+            return plain(*given)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(templates, "tokenize_plain", watched)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ids, texts * 2))
+    assert max(most) == 1
+    figure(sum(one == other for one, other in zip(found, alone * 2, strict=True)), 24)
+
+
+def test_fault_F8_an_unload_during_a_load_does_not_stop_the_server(server, root, monkeypatch):
+    """Loads take seconds; whoever waits for one must not hold the event loop, nor the threads that prompts need."""
+    from luthier.serve import registry
+
+    begun, go, opened = threading.Event(), threading.Event(), registry._opened
+
+    def slow(*given):
+        begun.set()
+        assert go.wait(300)
+        return opened(*given)
+
+    monkeypatch.setattr(registry, "_opened", slow)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        loads = [pool.submit(post, server, "/v1/adapters", name=f"l{n}", path="lora") for n in range(12)]
+        assert begun.wait(120)
+        gone = pool.submit(delete, f"{server.url}/v1/adapters/l0")
+        asked = post(server, "/v1/completions", model="base", prompt="Hello", max_tokens=1)
+        assert asked.status_code == 200
+        assert get(f"{server.url}/healthz").status_code == 200
+        assert not gone.done()
+        go.set()
+        assert {load.result().status_code for load in loads} == {200}
+        assert gone.result().status_code in (200, 404)
+    for number in range(12):
+        delete(f"{server.url}/v1/adapters/l{number}")
+    assert server.registry.names() == ["base", *KINDS]
+
+
 def test_fault_F15_browsers_are_kept_out(base, figure):
     """DNS rebinding, cross-origin posts, preflights: refused, and no header that would allow them."""
     with running(base, {}, hosts=("127.0.0.1", "localhost")) as local:
 
         def code(method, path, **headers):
             answer = httpx.request(
-                method, local.url + path, headers=headers, content=b"{}" if method == "POST" else None
+                method, local.url + path, headers=headers, content=b"{}" if method == "POST" else None, timeout=60
             )
             assert not [name for name in answer.headers if name.startswith("access-control")]
             return answer.status_code
@@ -418,10 +522,10 @@ def test_fault_F4_pieces_of_http_that_are_no_requests(server, figure):
     ]  # fmt: skip
     alive = 0
     for piece in pieces:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as wire:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=300) as wire:
             wire.sendall(piece)
             wire.shutdown(socket.SHUT_WR)
             told = wire.recv(100)
         assert told == b"" or b" 5" not in told[:13], (piece[:40], told)
-        alive += httpx.get(f"{server.url}/healthz").status_code == 200
+        alive += get(f"{server.url}/healthz").status_code == 200
     figure(alive, len(pieces))

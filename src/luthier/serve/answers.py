@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -15,16 +16,19 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from luthier.core.errors import LuthierError
 from luthier.core.types import Turn
 from luthier.serve.adapters import Served
 from luthier.serve.request import Request, Sampling, Token
-from luthier.serve.schema import ApiError, Chat, Classify, Completion, Sampled
+from luthier.serve.schema import ApiError, Chat, Completion, Sampled
 from luthier.serve.text import Stream
 
 if TYPE_CHECKING:
     from luthier.serve.app import Server
 
 DEFAULT_NEW_TOKENS = 256
+TOKENIZING = threading.Lock()
+"""Whether control tokens mean themselves is a mode of the tokenizer, which requests share: one prompt at a time."""
 
 
 @dataclass
@@ -53,9 +57,20 @@ def chat_job(server: Server, body: Chat) -> Job:
     turns = tuple(Turn(roles.get(m.role, m.role), m.text) for m in body.messages)
     if served.adapted is not None and served.adapted.task.has_head:
         raise ApiError(400, f"{body.model} classifies; use /v1/classify", "wrong_endpoint", "model")
-    ids = _template(server, served).prompt_ids(turns, served.base.tokenizer)
+    ids = _prompt_ids(_template(server, served), turns, served.base.tokenizer)
     wanted = body.top_logprobs if body.logprobs else -1
     return Job(served, [list(ids)], body, [_limit(server, served, ids, body.limit)], True, wanted)
+
+
+def _prompt_ids(template: Any, turns: tuple[Turn, ...], tokenizer: Any) -> list[int]:
+    """ApiError for a conversation that the template does not know (some have no system message)."""
+    try:
+        with TOKENIZING:
+            return list(template.prompt_ids(turns, tokenizer))
+    except LuthierError as error:
+        raise ApiError(
+            400, f"the template refuses these messages: {error.what}", "invalid_messages", "messages"
+        ) from None
 
 
 def completion_job(server: Server, body: Completion) -> Job:
@@ -77,10 +92,10 @@ def completion_job(server: Server, body: Completion) -> Job:
         texts = [given] if isinstance(given, str) else [str(text) for text in given]
         if len(texts) > 16:
             raise ApiError(400, "at most 16 prompts", "too_many_prompts", "prompt")
-        bos = begins_with_bos(tokenizer)
-        prompts = [
-            bos + ids for ids in tokenize(tokenizer, [t.encode("utf-8", "replace").decode() for t in texts], False)
-        ]
+        with TOKENIZING:
+            bos = begins_with_bos(tokenizer)
+            found = tokenize(tokenizer, [t.encode("utf-8", "replace").decode() for t in texts], False)
+        prompts = [bos + ids for ids in found]
     if not prompts or any(not ids for ids in prompts):
         raise ApiError(400, "the prompt is empty", "empty_prompt", "prompt")
     limits = [_limit(server, served, ids, body.limit) for ids in prompts]
@@ -307,6 +322,11 @@ async def _stream(job: Job, answers: list[_Answer]) -> AsyncIterator[str]:
             merged.put_nowait((answer, None, None))
         except ApiError as error:
             merged.put_nowait((answer, None, error))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # tokenizers panic with a BaseException; the client must not wait for ever
+            broken = ApiError(500, f"generation failed: {type(error).__name__}", "generation_failed")
+            merged.put_nowait((answer, None, broken))
 
     tasks = [asyncio.create_task(pump(answer)) for answer in answers]
     try:
@@ -338,29 +358,6 @@ def _event(job: Job, answer: _Answer, delta: dict[str, Any], finish: str | None,
     choice |= {"delta": delta} if job.chat else {"text": delta.get("content", "")}
     made = {**_head(job, True), "choices": [choice], **({"usage": None} if wants_usage else {})}
     return f"data: {json.dumps(made, ensure_ascii=False)}\n\n"
-
-
-def classify(server: Server, body: Classify) -> dict[str, Any]:
-    """Labels with their probabilities, for classification runs."""
-    import torch
-
-    from luthier.core.types import IGNORE, Row
-    from luthier.engine.batch import from_rows
-
-    served = server.registry.get(body.model)
-    adapted = served.adapted
-    if adapted is None or not adapted.task.has_head:
-        raise ApiError(400, f"{body.model} is no classification run", "wrong_endpoint", "model")
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    results = []
-    for text in texts:
-        ids = adapted.template.prompt_ids((Turn("user", text),), served.base.tokenizer)[: adapted.max_length]
-        tensor = torch.tensor(ids)
-        row = Row("input", tensor.numpy(), torch.full_like(tensor, IGNORE).numpy())
-        shares = torch.softmax(adapted.row_logits(from_rows([row]))[0].double(), dim=-1).tolist()
-        scores = dict(zip(adapted.labels, shares, strict=True))
-        results.append({"label": str(max(scores, key=lambda name: scores[name])), "scores": scores})
-    return {"object": "list", "model": body.model, "data": results}
 
 
 def metrics_text(server: Server) -> str:

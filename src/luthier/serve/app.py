@@ -37,6 +37,7 @@ LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
 KEY_VARIABLE = "LUTHIER_API_KEY"
 BACKLOG = 4096
 """Connections that the kernel keeps for us; asyncio itself accepts fewer at a turn, so that answers go on."""
+MOST_FILES = 65_536
 
 
 @dataclass
@@ -57,8 +58,8 @@ class Limits:
 class Meter:
     """Requests by key in the running minute."""
 
-    def __init__(self, per_minute: int):
-        self.per_minute = per_minute
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.time):
+        self.per_minute, self.clock = per_minute, clock
         self._minute = 0
         self._made: dict[str, int] = {}
 
@@ -66,7 +67,7 @@ class Meter:
         """One more, or 429 with the seconds until the next minute."""
         if not self.per_minute:
             return
-        now = time.time()
+        now = self.clock()
         if int(now // 60) != self._minute:
             self._minute, self._made = int(now // 60), {}
         if self._made.get(key, 0) >= self.per_minute:
@@ -88,7 +89,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.limits.per_minute)
-        self.classifying = asyncio.Lock()
+        self.classifying, self.loading = asyncio.Lock(), asyncio.Lock()
 
     @property
     def ready(self) -> bool:
@@ -120,7 +121,7 @@ class Server:
 
 def build(server: Server) -> Guard:
     """The application with all of its routes, behind its guard."""
-    from luthier.serve import answers
+    from luthier.serve import answers, labels
 
     app = FastAPI(title="luthier", version="1", docs_url=None, redoc_url=None, lifespan=_lifespan(server))
     _errors(app)
@@ -154,16 +155,18 @@ def build(server: Server) -> Guard:
     async def classify(body: Classify) -> dict[str, Any]:
         with server.admitted(1):
             async with server.classifying:
-                return await asyncio.to_thread(answers.classify, server, body)
+                return await asyncio.to_thread(labels.classify, server, body)
 
     @app.post("/v1/adapters", responses=ERRORS)
     async def load(body: AdapterLoad) -> dict[str, Any]:
-        names = await asyncio.to_thread(server.registry.load_under_roots, body.name, body.path)
+        async with server.loading:  # one at a time: loads must not take all the threads that prompts need
+            names = await asyncio.to_thread(server.registry.load_under_roots, body.name, body.path)
         return {"id": body.name, "object": "model", "models": names}
 
     @app.delete("/v1/adapters/{name}", responses=ERRORS)
     async def unload(name: str) -> dict[str, Any]:
-        server.registry.unload(name)
+        async with server.loading:
+            server.registry.unload(name)
         return {"id": name, "object": "model", "deleted": True}
 
     return Guard(app, server)
@@ -253,11 +256,22 @@ def serve(
     for name, folder in adapters.items():
         registry.load(name, folder)
     server = Server(registry, Worker(lambda: Engine(base, slots=slots)), limits)
+    _open_more_files()
     sockets = listen(host, port)
     if emit is not None:
         emit("serving", host=host, port=sockets[0].getsockname()[1], models=registry.names())
     with _own_signals():
         listener(configure(server)).run(sockets=sockets)
+
+
+def _open_more_files() -> None:
+    """Each connection is a file; the usual soft limit of 1,024 is far below what the kernel allows."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def listener(config: Any) -> Any:

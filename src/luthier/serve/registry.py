@@ -68,7 +68,11 @@ class Registry:
         return list(made)
 
     def _without(self, name: str) -> dict[str, Served]:
-        return {key: value for key, value in self._served.items() if key.partition(":")[0] != name}
+        return {
+            key: value
+            for key, value in self._served.items()
+            if key == self.base_name or (key != name and not key.startswith(f"{name}:"))
+        }
 
     def load_under_roots(self, name: str, path: str) -> list[str]:
         """Like `load`, for paths that come over the network: plain names below a root, through no link."""
@@ -90,7 +94,7 @@ class Registry:
         with self._lock:
             left = self._without(name)
             if len(left) == len(self._served):
-                self.get(name)
+                raise ApiError(404, f"the model {name!r} does not exist", "model_not_found", "name")
             self._served = left
 
 

@@ -30,7 +30,6 @@ class ApiError(Exception):
         return {
             401: {"WWW-Authenticate": "Bearer"},
             408: {"Connection": "close"},
-            413: {"Connection": "close"},
             429: {"Retry-After": str(self.retry_after)},
             503: {"Retry-After": str(self.retry_after)},
         }.get(self.status, {})

@@ -29,8 +29,11 @@ class Worker:
 
     def submit(self, request: Request) -> None:
         """Queue a request."""
-        self.engine.submit(request)
+        engine = self.engine
+        engine.submit(request)
         self._wake.set()
+        if engine is not self.engine:  # it was replaced meanwhile: nobody looks into its inbox any more
+            _lost(request)
 
     def wake(self) -> None:
         """Look at cancellations soon."""
@@ -55,8 +58,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="luthier-model", daemon=True)
         self._thread.start()
         for request in [*old.running, *old.waiting, *old.inbox]:
-            request.cancelled = True
-            request.deliver(Token(None, "error", error="the model thread was lost and replaced"))
+            _lost(request)
 
     def _run(self) -> None:
         import torch
@@ -77,3 +79,8 @@ class Worker:
         self._stop.set()
         self._wake.set()
         self._thread.join(timeout=5)
+
+
+def _lost(request: Request) -> None:
+    request.cancelled = True
+    request.deliver(Token(None, "error", error="the model thread was lost and replaced"))

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 
+import httpx
 import torch
 
 from luthier.adapted import attach
@@ -61,7 +62,7 @@ def running(base, folders, root=None, slots=8, stalled_after=30.0, **limits):
     http = app.listener(app.configure(server, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=http.run, args=(sockets,), daemon=True)
     thread.start()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not http.started and time.monotonic() < until:
         time.sleep(0.01)
     server.port = sockets[0].getsockname()[1]
@@ -74,7 +75,17 @@ def running(base, folders, root=None, slots=8, stalled_after=30.0, **limits):
         worker.close(0)
 
 
-def settled(server, seconds=10.0):
+def get(url, **options):
+    """httpx.get that waits for a loaded machine."""
+    return httpx.get(url, timeout=300, **options)
+
+
+def delete(url):
+    """httpx.delete that waits for a loaded machine."""
+    return httpx.delete(url, timeout=300)
+
+
+def settled(server, seconds=60.0):
     """Whether nothing is in flight and every slot is free, within some seconds."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -8,7 +8,7 @@ import time
 import httpx
 import openai
 import pytest
-from serving_world import running, settled
+from serving_world import delete, get, running, settled
 
 from luthier.adapted import load
 
@@ -29,7 +29,7 @@ def client(server):
 
 
 def post(server, path, /, **body):
-    return httpx.post(f"{server.url}{path}", json=body, timeout=60)
+    return httpx.post(f"{server.url}{path}", json=body, timeout=300)
 
 
 def test_models_are_the_base_and_every_adapter_without_paths(client):
@@ -133,11 +133,11 @@ HOSTILE = (
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
 def test_hostile_bodies_get_an_answer_in_openai_s_shape(server, number):
     for path in ("/v1/completions", "/v1/chat/completions"):
-        answer = httpx.post(server.url + path, content=HOSTILE[number], timeout=20)
+        answer = httpx.post(server.url + path, content=HOSTILE[number], timeout=300)
         assert answer.status_code in (200, 400), answer.text
         if answer.status_code == 400:
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    assert get(f"{server.url}/readyz").status_code == 200
 
 
 def test_a_classification_run_gives_labels(server, classifier):
@@ -152,10 +152,10 @@ def test_a_classification_run_gives_labels(server, classifier):
 
 def test_adapters_are_loaded_only_from_below_the_roots(server, adapters, tmp_path):
     assert post(server, "/v1/adapters", name="new", path="lora-b").status_code == 200
-    assert "new" in [one["id"] for one in httpx.get(f"{server.url}/v1/models").json()["data"]]
-    assert httpx.delete(f"{server.url}/v1/adapters/new").status_code == 200
-    assert httpx.delete(f"{server.url}/v1/adapters/new").status_code == 404
-    assert httpx.delete(f"{server.url}/v1/adapters/base").status_code == 400
+    assert "new" in [one["id"] for one in get(f"{server.url}/v1/models").json()["data"]]
+    assert delete(f"{server.url}/v1/adapters/new").status_code == 200
+    assert delete(f"{server.url}/v1/adapters/new").status_code == 404
+    assert delete(f"{server.url}/v1/adapters/base").status_code == 400
     (adapters.root / "link").symlink_to(tmp_path)
     for path in ("../..", str(tmp_path), "link", "lora-b/../../..", "a\x00b", "nothing"):
         assert post(server, "/v1/adapters", name="evil", path=path).status_code in (400, 404), path
@@ -164,17 +164,17 @@ def test_adapters_are_loaded_only_from_below_the_roots(server, adapters, tmp_pat
 
 
 def test_health_readiness_metrics_and_schema(server):
-    assert httpx.get(f"{server.url}/healthz").json() == {"status": "ok"}
-    assert httpx.get(f"{server.url}/readyz").json()["ready"] is True
-    text = httpx.get(f"{server.url}/metrics").text
+    assert get(f"{server.url}/healthz").json() == {"status": "ok"}
+    assert get(f"{server.url}/readyz").json()["ready"] is True
+    text = get(f"{server.url}/metrics").text
     assert "luthier_new_tokens_total" in text
     assert all(len(line.split()) == 2 for line in text.splitlines() if not line.startswith("#"))
-    assert "/v1/chat/completions" in httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    assert "/v1/chat/completions" in get(f"{server.url}/openapi.json").json()["paths"]
 
 
 def test_unknown_paths_and_methods_have_openai_s_shape(server):
-    assert httpx.get(f"{server.url}/v1/nothing").json()["error"]["code"] == "not_found"
-    assert httpx.get(f"{server.url}/v1/completions").status_code == 405
+    assert get(f"{server.url}/v1/nothing").json()["error"]["code"] == "not_found"
+    assert get(f"{server.url}/v1/completions").status_code == 405
 
 
 def test_a_client_that_goes_away_frees_its_slot(server):
@@ -212,11 +212,11 @@ def test_too_many_at_once_get_429_and_the_client_s_retries_succeed(base, adapter
 
 def test_a_key_is_asked_for_everywhere_but_healthz(base):
     with running(base, {}, keys=("secret",)) as closed:
-        assert httpx.get(f"{closed.url}/healthz").status_code == 200
+        assert get(f"{closed.url}/healthz").status_code == 200
         for path in ("/v1/models", "/metrics", "/openapi.json", "/readyz"):
-            assert httpx.get(closed.url + path).status_code == 401, path
-        assert httpx.get(f"{closed.url}/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
-        assert httpx.get(f"{closed.url}/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+            assert get(closed.url + path).status_code == 401, path
+        assert get(f"{closed.url}/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert get(f"{closed.url}/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{closed.url}/v1", api_key="no").models.list()
 

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import httpx
-from serving_world import running
+from serving_world import get, running
 
 from luthier.adapted import load
 
@@ -25,7 +25,7 @@ def test_the_page_s_curl_and_python(base, adapters):
         words = shlex.split(block("sh").replace(":8000/", f":{server.port}/"))
         assert words[0] == "curl"
         header = dict([words[words.index("-H") + 1].split(": ")])
-        answer = httpx.post(words[1], content=words[words.index("-d") + 1], headers=header, timeout=60)
+        answer = httpx.post(words[1], content=words[words.index("-d") + 1], headers=header, timeout=300)
         assert answer.json()["choices"][0]["message"]["content"] == expected
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
@@ -35,5 +35,5 @@ def test_the_page_s_curl_and_python(base, adapters):
 
 def test_every_route_is_on_the_page(base):
     with running(base, {}) as server:
-        paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+        paths = get(f"{server.url}/openapi.json").json()["paths"]
     assert [path for path in paths if path.replace("{name}", "NAME") not in PAGE] == []
