@@ -3,7 +3,7 @@
     entropy    of the weights, divided by the log of how many keys a query sees: 0 one key, 1 evenly spread
     distance   mean of query position - key position, in tokens
     sink       share of the weight on the first 4 tokens
-    far        share on keys more than `far` tokens back, over the queries that have such keys
+    far        share on keys more than `far` tokens back, over the queries so far into the row
     even       what `far` would be if the weights were evenly spread over all visible keys
     prefix     share on the virtual keys before the row
 
@@ -65,8 +65,8 @@ def _add(
 ) -> None:
     """One chunk: weights [heads, n, keys]; distance and seen [n, keys]; places [keys], virtual ones negative."""
     visible = seen.sum(-1)
-    choice, beyond = visible > 1, (seen & (distance > far) & (places >= 0)[None])
-    reach = beyond.any(-1)
+    old = (distance > far) & (places >= 0)[None]
+    choice, beyond, reach = visible > 1, seen & old, old.any(-1)  # what a sliding window hides counts as not looked at
     spread = -(weights * weights.clamp(min=1e-30).log()).sum(-1) / visible.clamp(min=2).log()
     real = (places >= 0).float()
     found = {

@@ -33,6 +33,7 @@ def collect(adapted: Any, rows: Sequence[Row], run: Mapping[str, Any], seed: int
         _rows(adapted, usable, facts, seen, seed)
     _general(adapted, facts, run, seed)
     _answers(facts, run.get("evaluation") or {})
+    _window(facts, run.get("window") or {})
     return facts
 
 
@@ -167,6 +168,12 @@ def _general(adapted: Any, facts: Facts, run: Mapping[str, Any], seed: int) -> N
         worst = max(known, key=lambda g: g["tuned"] / g["base"])
         facts.general_base, facts.general_tuned = float(worst["base"]), float(worst["tuned"])
         facts.general_ci = (float(worst["ci95"][0]), float(worst["ci95"][1]))
+
+
+def _window(facts: Facts, window: Mapping[str, Any]) -> None:
+    """What the tuned model looks at in a longer window, as the run measured it."""
+    mean = ((window.get("attention") or {}).get("tuned") or {}).get("mean") or {}
+    facts.far_mass, facts.even_mass = mean.get("far"), mean.get("even")
 
 
 def _answers(facts: Facts, evaluation: Mapping[str, Any]) -> None:

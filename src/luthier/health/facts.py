@@ -104,6 +104,11 @@ class Facts:
     train_curve: Sequence[tuple[int, float]] = ()
     validation_curve: Sequence[tuple[int, float]] = ()
     gradient_norms: Sequence[float | None] = ()
+    # longer window
+    far_mass: float | None = None
+    """Share of the attention on keys farther back than the old window, of tokens that have such."""
+    even_mass: float | None = None
+    """The same if attention were evenly spread."""
     # ablation
     ablation: Sequence[tuple[int, float, float, float]] = ()
     """(layer, loss with the layer's branch off minus loss, low, high)."""

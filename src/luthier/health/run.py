@@ -51,6 +51,7 @@ def diagnose(
     events      records of events.jsonl                 evaluation  metrics.json
     card        luthier.json as it was saved            method      the method's settings
     manifest    data/manifest.json                      general     Rows of general text (for forgetting)
+    window      evaluation/window.json
     """
     from luthier.health import collect
 

@@ -26,5 +26,7 @@ MERGED, SURE = 0.5, 5.0
 PADDING = 1e-3
 """Nats; float32 noise is below 1e-5."""
 HEAD_MOVED = 1e-6
+FAR_MASS = 0.01
+"""Share of the attention on keys beyond the old window."""
 HARMFUL, HARM_OF_LOSS = 0.02, 0.05
 """Nats; share of the loss."""

@@ -83,6 +83,7 @@ def diagnose(
         "manifest": data.manifest,
         "method": adapted.method,
         "card": adapted.card(),
+        "window": run.read(run.window) or {},
     }
     health = probe(adapted, data.rows["validation"], run=facts, seed=recipe.seed, emit=emit).as_json()
     atomic.write_json(run.health, health)

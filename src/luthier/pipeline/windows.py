@@ -210,8 +210,8 @@ def of_run(adapted: Any, data: Any, run: Any, emit: Emit = silent) -> dict[str, 
     it is (where its positions reach so far), of the extended base untuned, and tuned; beside them the base that sees
     only its own window. None where there is no extension or nothing long to measure on."""
     from luthier.core import atomic
-    from luthier.evaluate import attention
     from luthier.evaluate import window as room
+    from luthier.models import attention
     from luthier.pipeline.finish import evaluation_split
 
     base, plan = adapted.base, adapted.base.context

@@ -7,7 +7,7 @@ import torch
 from luthier.adapted import attach
 from luthier.data.templates import TEMPLATES
 from luthier.engine.attention_shape import attention_shape
-from luthier.evaluate import attention
+from luthier.models import attention
 from luthier.models.load import load_base
 from luthier.models.settings import ModelSettings
 from luthier.tasks import TASKS
@@ -55,6 +55,8 @@ def test_c8_even_attention_and_attention_to_the_token_before():
     assert one_back["far"].item() < 0.01
     assert one_back["distance"].item() == pytest.approx(63 / 64, abs=1e-3)
     assert attention_shape(torch.zeros(1, 8, 4), torch.zeros(1, 8, 4), far=8)["far"].isnan()
+    slides = attention_shape(torch.zeros(1, length, 4), torch.zeros(1, length, 4), far=far, window=8)
+    assert slides["far"].item() == slides["even"].item() == 0
 
 
 @pytest.mark.parametrize("method", ["lora", {"name": "prefix", "length": 6}])
@@ -66,6 +68,10 @@ def test_c8_of_a_model_equals_its_eager_weights(folders, method):
     found = attention.inspect(adapted, [ids], far=16)
     assert [layer["layer"] for layer in found["layers"]] == [0, 1]
     assert adapted.layout == "padded"
+    nothing_far = attention.inspect(adapted, [ids], far=47)
+    assert nothing_far["mean"]["far"] is None
+    assert nothing_far["layers"][0]["far"] == [None, None]
+    assert attention.inspect(adapted, [ids, ids[:10]], far=16)["mean"]["far"] == found["mean"]["far"]
     base.model.set_attn_implementation("eager")
     ahead = adapted.attached.virtual_tokens
     from luthier.core.types import Row

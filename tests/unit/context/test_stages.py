@@ -102,7 +102,14 @@ def test_c6_growing_windows_in_one_run(whole):
     report = json.loads((whole / "report" / "report.json").read_text())
     assert [one["window"] for one in report["stages"]] == [96, 128]
     assert load(whole).base.anatomy.window == 144
-    assert json.loads((whole / "evaluation" / "window.json").read_text())["tuned"].keys() >= {"0-32", "32-64"}
+    window = json.loads((whole / "evaluation" / "window.json").read_text())
+    for arm in ("base", "untuned", "tuned", "own_window_only"):
+        assert window[arm].keys() >= {"0-32", "32-64"}
+    assert window["base"]["0-32"] == window["own_window_only"]["0-32"] != window["untuned"]["0-32"]
+    assert window["untuned"] != window["tuned"]
+    health = {one["name"]: one for one in json.loads((whole / "health.json").read_text())["diagnoses"]}
+    assert health["window_unused"]["status"] == "ok"
+    assert health["window_unused"]["value"] == window["attention"]["tuned"]["mean"]["far"] > 0.01
 
 
 def test_c6_tokens_per_update_stay_constant(whole):

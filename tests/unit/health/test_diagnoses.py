@@ -12,7 +12,7 @@ from luthier.health.facts import Facts, LayerNumbers
 from luthier.health.plants.faults import PLANTS
 from luthier.health.run import judge
 
-SIXTEEN = {
+ALL = {
     "dead_adapter",
     "wrong_targets",
     "exploding",
@@ -29,6 +29,7 @@ SIXTEEN = {
     "random_head",
     "context_mismatch",
     "unhelpful_layers",
+    "window_unused",
 }
 
 
@@ -40,16 +41,16 @@ def status(name, facts):
     return DIAGNOSES.get(name)(facts).status
 
 
-def test_the_sixteen_are_members_with_different_ranks_and_a_plant_each():
-    assert set(DIAGNOSES.names()) == SIXTEEN == set(PLANTS)
-    assert len({DIAGNOSES.get(name).rank for name in SIXTEEN}) == 16
+def test_all_are_members_with_different_ranks_and_a_plant_each():
+    assert set(DIAGNOSES.names()) == ALL == set(PLANTS)
+    assert len({DIAGNOSES.get(name).rank for name in ALL}) == 17
 
 
 def test_without_any_facts_nothing_alarms_and_everything_is_json():
     found = judge(Facts()).as_json()
     assert found["verdict"] == "ok"
     assert found["top"] is None
-    assert {one["name"] for one in found["diagnoses"]} == SIXTEEN
+    assert {one["name"] for one in found["diagnoses"]} == ALL
     keys = {"name", "status", "value", "threshold", "evidence", "advice"}
     assert all(set(one) == keys for one in found["diagnoses"])
     json.dumps(found, allow_nan=False)
@@ -106,6 +107,9 @@ CASES = [
     ("random_head", Facts(has_head=True, head_change=0.1), "ok"),
     ("context_mismatch", Facts(expected={"context": {"method": "yarn"}}, found={"context": {}}), "fail"),
     ("context_mismatch", Facts(expected={"context": {}}, found={"context": {}}), "ok"),
+    ("window_unused", Facts(far_mass=0.004, even_mass=0.3), "warn"),
+    ("window_unused", Facts(far_mass=0.12, even_mass=0.3), "ok"),
+    ("window_unused", Facts(), "ok"),
     ("unhelpful_layers", Facts(tuned_loss=0.1, ablation=[(0, -0.5, -0.6, -0.4), (1, 0.1, 0.0, 0.2)]), "warn"),
     ("unhelpful_layers", Facts(tuned_loss=0.1, ablation=[(0, 0.0, -0.1, 0.1), (1, 0.1, 0.0, 0.2)]), "ok"),
 ]

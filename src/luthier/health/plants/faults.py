@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from luthier.core.seeding import generator
 from luthier.core.types import IGNORE, Row
 from luthier.health.plants import healthy
 from luthier.health.plants.healthy import Case
-from luthier.health.plants.world import FIRST, LABELS, STOP, WORDS, World, train
+from luthier.health.plants.world import FIRST, LABELS, STOP, WINDOW, WORDS, World, train
 
 Plant = Callable[[World, int], Case]
 PLANTS: dict[str, Plant] = {}
@@ -218,6 +220,23 @@ def context_mismatch(world: World, seed: int) -> Case:
     card = copy.deepcopy(case.run["card"])
     card["context"] = {"method": "linear", "length": 256}
     case.run["card"] = card
+    return case
+
+
+@plants("window_unused")
+def window_unused(world: World, seed: int) -> Case:
+    """A window made longer on a base whose layers slide: nothing beyond their 16 tokens is ever seen."""
+    from luthier.models import attention
+
+    folder = Path(tempfile.mkdtemp(dir=world.folder.parent))
+    shutil.copytree(world.folder, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16}
+    config["max_position_embeddings"] = 4 * WINDOW
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    case = healthy.run(World(folder, world.seed), "lora", seed)
+    long = [np.arange(start, start + 3 * WINDOW) % WORDS + FIRST for start in range(2)]
+    case.run["window"] = {"attention": {"tuned": attention.inspect(case.adapted, long, WINDOW)}}
     return case
 
 

@@ -37,11 +37,11 @@ def inspect(adapted: Any, rows: Sequence[np.ndarray], far: int) -> dict[str, Any
     if not found:
         return None
     layers = [
-        {"layer": layer, **{name: _mean(parts[name]).round(4).tolist() for name in NAMES}}
+        {"layer": layer, **{name: [_plain(value) for value in _mean(parts[name])] for name in NAMES}}
         for layer, parts in sorted(found.items())
     ]
     every = {name: np.concatenate([_mean(parts[name]) for parts in found.values()]) for name in NAMES}
-    means = {name: round(float(np.mean(values)), 4) for name, values in every.items()}
+    means = {name: _plain(np.mean(values)) for name, values in every.items()}
     return {"far": far, "rows": min(len(rows), MOST_ROWS), "layers": layers, "mean": means}
 
 
@@ -57,5 +57,11 @@ def _collect(found: dict[int, dict[str, list[np.ndarray]]], length: int, far: in
 
 
 def _mean(values: list[np.ndarray]) -> np.ndarray:
-    """[heads] over rows."""
-    return np.mean(np.stack(values), axis=0)
+    """[heads] over the rows that have a number."""
+    found = np.stack(values)
+    return np.asarray(np.nansum(found, axis=0) / np.where((~np.isnan(found)).any(0), (~np.isnan(found)).sum(0), np.nan))
+
+
+def _plain(value: float) -> float | None:
+    """Four digits; None where no row looks back that far."""
+    return None if np.isnan(value) else round(float(value), 4)
