@@ -7,7 +7,6 @@ with adapted.off(): adapted.generate("…")      # the untouched base
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from luthier.data.templates import TEMPLATES
 from luthier.engine.batch import Batch
 from luthier.methods import METHODS
 from luthier.methods.base import Attached
-from luthier.models import decode, forward
+from luthier.models import decode, forward, gate
 from luthier.models.base import Base
 from luthier.models.load import load_base
 from luthier.models.settings import ModelSettings
@@ -278,13 +277,10 @@ def read_card(folder: Path) -> dict[str, Any]:
     """luthier.json of an adapter folder, empty where another tool wrote it."""
     if not folder.is_dir():
         raise ModelError(f"no adapter at {folder}", where=str(folder), remedy="name a run directory or adapter folder")
-    file = folder / CARD
-    if not file.is_file():
-        return {}
-    card = json.loads(file.read_text("utf-8"))
-    if card.get("format") != FORMAT:
+    card = gate.check_card(folder)
+    if card and card.get("format") != FORMAT:
         raise ModelError(
-            f"adapter format {card.get('format')} is not {FORMAT}", where=str(file), remedy="update luthier"
+            f"adapter format {card.get('format')} is not {FORMAT}", where=str(folder / CARD), remedy="update luthier"
         )
     return card
 

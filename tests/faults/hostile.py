@@ -103,7 +103,21 @@ CONFIGS = {
     "foreign library": {"auto_mapping": {"parent_library": "os", "base_model_class": "system"}},
     "layers copied a thousand times": {"layer_replication": [[0, 1000]]},
     "megatron": {"megatron_config": {"a": 1}, "megatron_core": "megatron.core"},
-    "rank pattern of regexes": {"rank_pattern": {"(a+)+$": 8}},
+    "rank pattern that explodes": {"rank_pattern": {"([a-z_.0-9]+)+!": 8}},
+    "excluded by a pattern that explodes": {"exclude_modules": "([a-z_.0-9]+)+!"},
+    "layers by a pattern that explodes": {"layers_pattern": "([a-z_.0-9]+)+!"},
+    "rank of four hundred digits": {"r": 10**400},
+    "rank is a mapping": {"r": {}},
+    "alpha of four hundred digits": {"lora_alpha": 10**400},
+    "a setting of no method, huge": {"block_size": 1 << 40},
+    "vectors for a galaxy": {"peft_type": "VBLORA", "num_vectors": 1 << 40, "vector_length": 1 << 40},
+    "frequencies for a galaxy": {"peft_type": "FOURIERFT", "n_frequency": 1 << 40},
+    "weights from a path": {
+        "peft_type": "MULTITASK_PROMPT_TUNING",
+        "prompt_tuning_init_state_dict_path": "/etc/passwd",
+    },
+    "saved modules with a pattern": {"modules_to_save": "(a+)+$"},
+    "parameters that are no names": {"target_parameters": ["../../x", 3]},
     "init from a file": {"init_lora_weights": "/etc/passwd"},
     "code": {"auto_map": {"AutoModel": "evil.Model"}},
     "deep": {"modules_to_save": json.loads("[" * 50 + "]" * 50)},
@@ -125,6 +139,31 @@ TEMPLATES = {
 }
 
 
+CARDS = {
+    "of the future": {"format": 99},
+    "format is a text": {"format": "1"},
+    "task is a number": {"task": 5},
+    "task without a name": {"task": {"a": 1}},
+    "template is a list": {"template": [1]},
+    "template that explodes": {"template": {"name": "chat", "source": TEMPLATES["endless"]}},
+    "labels are numbers": {"labels": [1, 2]},
+    "method is a text": {"method": "lora"},
+    "method without a name": {"method": {"name": ["lora"]}},
+    "method of nobody": {"method": {"name": "evil"}},
+    "base is a list": {"base": ["builtin"]},
+    "window that changes other keys": {
+        "context": {"method": "yarn", "family": "rope", "from": 1, "to": 2, "config": {"auto_map": 0, "vocab_size": 9}},
+    },
+    "window of a kernel": {
+        "context": {"method": "yarn", "family": "rope", "from": 1, "to": 2, "config": {"_attn_implementation": "a/b"}},
+    },
+    "window without end": {"context": {"method": "yarn", "family": "rope", "from": 1, "to": 1 << 60, "config": {}}},
+    "length of a text": {"max_length": "512"},
+    "foreign code": {"auto_map": {"AutoModel": "evil.Model"}},
+}
+"""Changes of luthier.json."""
+
+
 def tokenizers(clean):
     """tokenizer.json texts that hang, crash or lie."""
     base = json.loads(clean)
@@ -142,7 +181,7 @@ def tokenizers(clean):
     return {
         "pattern that explodes": made(pre_tokenizer=split("(a*)*b|(a|aa)+$")),
         "pattern that does not compile": made(pre_tokenizer=split("(((")),
-        "look-behind": made(pre_tokenizer=split("(?<=a*)b")),
+        "back-reference that explodes": made(pre_tokenizer=split("(a+)+\\1c")),
         "no model": json.dumps({key: value for key, value in base.items() if key != "model"}),
         "two tokens of one id": made(model=model | {"vocab": swapped}),
         "merges of nothing": made(model=model | {"merges": ["nothing here", "at all"]}),
@@ -181,6 +220,14 @@ def hostile_folders(clean):
     yield "attention with a revision", config(attn_implementation="org/kernel@main:fn")
     yield "nested auto_map", config(text_config={"auto_map": {"AutoModel": "a.B"}})
     yield "custom generate", config(custom_generate="org/repo")
+    yield "adapter beside the model", lambda folder: (folder / "adapter_config.json").write_text("{}")
+    yield (
+        "another tokenizer file",
+        lambda folder: (folder / "tokenizer_config.json").write_text(
+            '{"fast_tokenizer_files": ["tokenizer.4.0.json"]}'
+        ),
+    )
+    yield "infinite number", lambda folder: (folder / "config.json").write_text('{"rope_theta": 1e999}')
     yield "width of a galaxy", config(hidden_size=1 << 40)
     yield "negative layers", config(num_hidden_layers=-3)
     yield "pickled weights", pickled

@@ -133,6 +133,13 @@ def proofs():
     return dict(found)
 
 
+def summed(figures):
+    """`10/10` and `5/5` are `15/15`."""
+    pairs = [map(int, figure.split("/")) for figure in figures]
+    done, of = map(sum, zip(*pairs, strict=True))
+    return f"{done}/{of}"
+
+
 def table(reports):
     """One line for each fault that these reports say something about, and for what is proved elsewhere."""
     counts, figures = defaultdict(lambda: defaultdict(int)), defaultdict(list)
@@ -148,7 +155,7 @@ def table(reports):
     for fault, what in FAULTS.items():
         told = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts[fault].items()))
         if figures[fault]:
-            told += f" ({', '.join(figures[fault])})"
+            told += f" ({summed(figures[fault])})"
         if ELSEWHERE.get(fault):
             told += f"{' + ' if told else ''}{len(ELSEWHERE[fault])} elsewhere"
         lines.append(f"{fault:>4}  {what:<36} {told or OPEN.get(fault, 'not run')}")

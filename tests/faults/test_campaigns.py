@@ -65,17 +65,20 @@ def killed_and_continued(folder, kind, seed):
     return real_run.outcome(folder) == expected
 
 
-@sized(1, 40)
+TENS = [range(1), *(pytest.param(range(k, k + 10), marks=pytest.mark.soak) for k in range(0, 40, 10))]
+
+
+@pytest.mark.parametrize("seeds", TENS, ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
 @pytest.mark.parametrize("kind", real_run.METHODS)
-def test_fault_E1_campaign_kill_real_methods(tmp_path, figure, kind, size):
+def test_fault_E1_campaign_kill_real_methods(tmp_path, figure, kind, seeds):
     done = 0
     real_run.stages()
-    for seed in range(size):
+    for seed in seeds:
         folder = tmp_path / str(seed)
         folder.mkdir()
         done += killed_and_continued(folder, kind, 1000 * list(real_run.METHODS).index(kind) + seed)
         shutil.rmtree(folder)
-    figure(done, size)
+    figure(done, len(seeds))
 
 
 # ---- E3: power cuts

@@ -79,11 +79,12 @@ def test_fault_E1_killed_at_a_random_instant(tmp_path, undisturbed, seed):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", KINDS)
-def test_fault_E1_campaign_100_kills_each(tmp_path, undisturbed, kind):
+def test_fault_E1_campaign_100_kills_of_a_toy(tmp_path, undisturbed, kind, figure):
     for seed in range(100, 200):
         folder = tmp_path / str(seed)
         folder.mkdir()
         kill_at_random(folder, kind, seed, undisturbed)
+    figure(100, 100)
 
 
 def at_each_boundary(tmp_path, undisturbed, numbers):
@@ -103,9 +104,11 @@ def test_fault_E2_killed_at_the_boundaries_of_saving(tmp_path, undisturbed):
 
 
 @pytest.mark.soak
-def test_fault_E2_campaign_every_boundary(tmp_path, undisturbed):
+def test_fault_E2_campaign_every_boundary(tmp_path, undisturbed, figure):
     (tmp_path / "count").mkdir()
-    at_each_boundary(tmp_path, undisturbed, range(1, boundaries_of(tmp_path / "count") + 1))
+    total = boundaries_of(tmp_path / "count")
+    at_each_boundary(tmp_path, undisturbed, range(1, total + 1))
+    figure(total, total)
 
 
 def test_fault_E8_a_resave_never_leaves_less_than_one_checkpoint(tmp_path, monkeypatch):
@@ -158,12 +161,13 @@ def test_fault_E10_a_signal_at_a_random_instant(tmp_path, undisturbed, number, s
 
 
 @pytest.mark.soak
-def test_fault_E10_campaign_50_signals(tmp_path, undisturbed):
+def test_fault_E10_campaign_50_signals(tmp_path, undisturbed, figure):
     for seed in range(50):
         folder = tmp_path / str(seed)
         folder.mkdir()
         number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[seed % 3]
         signalled(folder, number, 100 + seed, undisturbed, KINDS[seed % 2])
+    figure(50, 50)
 
 
 def at_step(step, act):

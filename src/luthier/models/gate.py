@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import ModelError
 from luthier.core.limits import run_limited
-from luthier.models import gate_adapter, gate_tensors
+from luthier.models import gate_adapter, gate_card, gate_tensors
 
 if TYPE_CHECKING:
     from luthier.models.base import Base
@@ -61,6 +61,12 @@ def check_model_folder(path: str | Path, finite: bool = True) -> None:
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not weights:
         raise _refused(folder / pickles[0], "the weights are pickled", "convert them to safetensors")
+    if "adapter_config.json" in names:  # transformers would put that adapter on the base, unasked and unchecked
+        raise _refused(
+            folder / "adapter_config.json",
+            "this folder holds an adapter beside the model",
+            "move the adapter to a folder of its own",
+        )
     for name in names:
         if name.endswith(".json") and name not in ("tokenizer.json", "vocab.json"):
             check_config(folder / name)
@@ -91,12 +97,25 @@ def check_adapter_folder(path: str | Path, base: Base | None = None) -> None:
             check_config(folder / name)
     if (folder / "adapter_config.json").is_file():
         config = read_object(folder / "adapter_config.json", MOST_JSON)
-        _refuse_foreign(config, folder / "adapter_config.json", "")
+        _refuse_foreign(config, folder / "adapter_config.json")
         gate_adapter.check(config, folder, headers, base)
-    card = read_object(folder / "luthier.json", MOST_JSON) if (folder / "luthier.json").is_file() else {}
+    card = check_card(folder)
     if base is not None:
         refuse_other_base(card, base.fingerprint, folder)
     check_tokenizer(folder)
+
+
+def check_card(folder: Path) -> dict[str, Any]:
+    """luthier.json of an adapter folder (empty without one): every field is what the loader takes it for."""
+    file = folder / "luthier.json"
+    if not file.is_file():
+        return {}
+    card: dict[str, Any] = read_object(file, MOST_JSON)
+    _refuse_foreign(card, file)
+    gate_card.check(card, file)
+    if source := gate_card.template_of(card):
+        check_template(source)
+    return card
 
 
 def refuse_other_base(card: Mapping[str, Any], fingerprint: Mapping[str, Any], folder: Path) -> None:
@@ -130,7 +149,7 @@ def _finite_once(path: str, size: int, changed: int, inode: int) -> None:
 def check_config(path: Path) -> dict[str, Any]:
     """Any JSON of a model folder: bounded, without foreign code, without absurd sizes."""
     config = read_object(path, MOST_JSON, also_lists=True)
-    _refuse_foreign(config, path, "")
+    _refuse_foreign(config, path)
     return config if isinstance(config, dict) else {}
 
 
@@ -144,21 +163,28 @@ def read_object(path: Path, most: int, also_lists: bool = False) -> Any:
     return gate_tensors.parse_object(raw.removeprefix(b"\xef\xbb\xbf"), path)
 
 
-def _refuse_foreign(value: Any, path: Path, key: str) -> None:
-    """Walk a JSON value: foreign code, hub kernels, and numbers out of bounds."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if name in _FOREIGN and inner:
-                raise _refused(path, f"it asks for foreign code ({name})", f"remove {name}; luthier runs no such code")
-            _refuse_foreign(inner, path, name)
-    elif isinstance(value, list):
-        for inner in value:
-            _refuse_foreign(inner, path, key)
-    elif isinstance(value, str):
+def _refuse_foreign(config: Any, path: Path) -> None:
+    """Walk a JSON value, however deep: foreign code, hub kernels, and numbers out of bounds."""
+    left: list[tuple[str, Any]] = [("", config)]
+    while left:
+        key, value = left.pop()
+        if isinstance(value, dict):
+            for name in _FOREIGN:
+                if value.get(name):
+                    raise _refused(path, f"it asks for foreign code ({name})", f"remove {name}; luthier runs none")
+            left += value.items()
+        elif isinstance(value, list):
+            left += [(key, inner) for inner in value]
+        else:
+            _refuse_value(value, path, key)
+
+
+def _refuse_value(value: Any, path: Path, key: str) -> None:
+    if isinstance(value, str):
         if ("attn_implementation" in key or "kernel" in key) and re.search(r"[/\\:@|]", value):
             raise _refused(path, f"{key} names code on a hub ({value[:80]!r})", f"remove {key}")
     elif type(value) in (int, float) and key in _BOUNDS and not 0 <= value <= _BOUNDS[key]:
-        raise _refused(path, f"{key} is {value}, the largest that is believed is {_BOUNDS[key]}")
+        raise _refused(path, f"{key} is {str(value)[:40]}, the largest that is believed is {_BOUNDS[key]}")
 
 
 def _check_index(folder: Path) -> None:
@@ -194,13 +220,18 @@ def check_template(text: str) -> None:
 
 
 def _templates(folder: Path) -> Iterator[str]:
-    for name in sorted(name for name in _listing(folder) if name.endswith(".jinja")):
+    more = folder / "additional_chat_templates"
+    names = [f"{more.name}/{name}" for name in _listing(more)] if more.is_dir() else []
+    for name in sorted(name for name in [*_listing(folder), *names] if name.endswith(".jinja")):
         if (folder / name).stat().st_size > MOST_JSON:
             raise _refused(folder / name, "it is too large for a template")
         yield (folder / name).read_text("utf-8", "replace")
     for name in ("tokenizer_config.json", "chat_template.json"):
         if (folder / name).is_file():
-            found = check_config(folder / name).get("chat_template")
+            config = check_config(folder / name)
+            if config.get("fast_tokenizer_files"):
+                raise _refused(folder / name, "fast_tokenizer_files names another tokenizer than tokenizer.json")
+            found = config.get("chat_template")
             listed = found if isinstance(found, list) else [found]
             for item in listed:
                 text = item.get("template") if isinstance(item, dict) else item

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,7 +84,34 @@ _RANGES = {
     "oft_block_size": (0, 1 << 16),
     "boft_block_size": (0, 1 << 16),
     "vera_rank": (1, 1 << 16),
+    "num_vectors": (1, 1 << 14),
+    "vector_length": (1, 1 << 14),
+    "n_frequency": (1, 1 << 22),
+    "theta_d_length": (1, 1 << 24),
+    "u": (1, 1 << 16),
+    "num_B": (1, 1024),
+    "depth": (0, 64),
+    "hybrid_r": (0, 8192),
+    "mini_r": (1, 8192),
+    "gralora_k": (1, 8192),
+    "num_subspaces": (1, 8192),
+    "subspace_rank": (1, 8192),
+    "n_skills": (1, 4096),
+    "n_splits": (1, 4096),
+    "n_tasks": (1, 4096),
+    "num_tasks": (1, 4096),
+    "num_ranks": (1, 8192),
+    "adapter_len": (1, 16384),
+    "adapter_layers": (1, 2048),
+    "decompose_factor": (-1, 1 << 16),
+    "boft_block_num": (0, 1 << 16),
+    "boft_n_butterfly_factor": (0, 64),
+    "num_cayley_neumann_terms": (1, 1000),
+    "psoft_svd_lowrank_niter": (0, 1000),
 }
+MOST_NUMBER = 1 << 24
+_FREE = re.compile(r"seed|prng|step|warmup|tinit|tfinal")
+"""Numbers that allocate nothing may be of any size."""
 MOST_SCALE = 4096.0
 """lora_alpha / r above this is no training setup."""
 MOST_NAMES, MOST_NAME, MOST_PATTERN = 20_000, 300, 1000
@@ -116,10 +142,13 @@ def check(config: Mapping[str, Any], folder: Path, headers: Sequence[Header], ba
 def _numbers(config: Mapping[str, Any], file: Path) -> None:
     for key, (low, high) in _RANGES.items():
         value = config.get(key)
-        if value is None or isinstance(value, dict):
+        if value is None:
             continue
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        if type(value) not in (int, float) or not low <= value <= high:
             raise _refused(file, f"{key} is {str(value)[:40]}, it must be a number from {low} to {high}")
+    for key, value in config.items():
+        if type(value) in (int, float) and not _FREE.search(key) and not abs(value) <= MOST_NUMBER:
+            raise _refused(file, f"{key} is {str(value)[:40]}, no setting is that large")
     for key, low, high in (("rank_pattern", 1, 8192), ("alpha_pattern", 0, 65536)):
         found = config.get(key)
         if found is None:
@@ -136,7 +165,7 @@ def _numbers(config: Mapping[str, Any], file: Path) -> None:
 
 def _foreign(config: Mapping[str, Any], file: Path) -> None:
     """Settings through which PEFT would import a module, fetch a file or copy layers."""
-    for key in ("megatron_config", "layer_replication", "adapters"):
+    for key in ("megatron_config", "layer_replication", "adapters", "prompt_tuning_init_state_dict_path"):
         if config.get(key) not in _HARMLESS:
             raise _refused(file, f"{key} is set; luthier does not follow it", f"remove {key}")
     mapping = config.get("auto_mapping")
@@ -155,7 +184,7 @@ def _targets(config: Mapping[str, Any], file: Path, base: Base | None) -> None:
     for key in ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules"):
         suspects += _names_of(config.get(key), key, file, may_be_pattern=True)
     for key in ("modules_to_save", "target_parameters"):
-        _names_of(config.get(key), key, file, may_be_pattern=False)
+        list(_names_of(config.get(key), key, file, may_be_pattern=False))
     for key in ("rank_pattern", "alpha_pattern"):
         suspects += [name for name in config.get(key) or {} if not _NAME.fullmatch(_short(name, key, file))]
     unclear = [text for text in suspects if not _LITERAL.fullmatch(text) or _nested(text)]

@@ -48,6 +48,8 @@ def tokenizer(path: str) -> dict[str, Any]:
     if len(set(ids)) != len(ids):
         raise ValueError("two tokens have the same id")
     largest = max(ids, default=-1)
+    if largest > 2 * size + 65536:
+        raise ValueError(f"it has {size} tokens, but the id {largest}")
     for probe in PROBES:
         encoded = made.encode(probe, add_special_tokens=False).ids
         if encoded and max(encoded) > largest:
@@ -101,10 +103,12 @@ def template(text: str) -> None:
 
 
 def patterns(payload: dict[str, Any], tell: Tell) -> int:
-    """How often the patterns match the names: proves that they are cheap on the very names they will be used on."""
+    """How often the patterns match the names: proves that they are cheap on the very names they will be used on,
+    in each of the three ways in which PEFT uses patterns."""
     matched = 0
     for text in payload["patterns"]:
         tell(text[:80])
-        made = re.compile(text)
-        matched += sum(made.fullmatch(name) is not None for name in payload["names"])
+        for form in (rf"(?:{text})\Z", rf"(.*\.)?({text})$", rf".*\.{text}\.(\d+)\."):
+            made = re.compile(form)
+            matched += sum(made.match(name) is not None for name in payload["names"])
     return matched

@@ -106,8 +106,11 @@ def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
     def refuse(word: str) -> Any:
         raise ValueError(f"{word} is no number")
 
+    def finite(word: str) -> float:
+        return float(word) if math.isfinite(float(word)) else refuse(word)
+
     try:
-        made = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        made = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
         raise _wrong(path, f"its JSON is not valid: {what}") from None

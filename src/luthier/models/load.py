@@ -15,6 +15,7 @@ from luthier.core.errors import ModelError
 from luthier.core.fingerprint import of_file, of_value
 from luthier.models import anatomy
 from luthier.models.base import Base
+from luthier.models.gate import check_model_folder
 from luthier.models.settings import ModelSettings
 
 SAMPLED_TENSORS = 8
@@ -52,7 +53,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json with the architecture's defaults filled in."""
     from transformers import AutoConfig
 
-    _refuse_folder(folder)
+    check_model_folder(folder)
     return dict(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).to_dict())
 
 
@@ -72,7 +73,7 @@ def load_base(
     from luthier.models.tokenizer import load_tokenizer
 
     folder = resolve(settings.path)
-    _refuse_folder(folder)
+    check_model_folder(folder)
     labels = labels if task == "classify" else None
     config = _config(folder, labels, problem, context)
     model, fresh = _build(folder, config, settings, labels, seed)
@@ -102,14 +103,6 @@ def _head_modules(model: Any, fresh: Sequence[str]) -> tuple[str, ...]:
     found = [name for name in names if hasattr(model, name)]
     found += sorted({name.rpartition(".")[0] for name in fresh} - set(found))
     return tuple(name for name in found if not any(name.startswith(other + ".") for other in found))
-
-
-def _refuse_folder(folder: Path) -> None:
-    try:
-        from luthier.models.gate import check_model_folder
-    except ImportError:
-        return
-    check_model_folder(folder)
 
 
 def _config(folder: Path, labels: Sequence[str] | None, problem: str, context: Mapping[str, Any] | None) -> Any:

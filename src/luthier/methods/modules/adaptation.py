@@ -156,12 +156,9 @@ def read_weights(folder: Path, base: Base | None = None) -> tuple[dict[str, Any]
 
     from safetensors.torch import load_file
 
-    try:
-        from luthier.models.gate import check_adapter_folder
-    except ImportError:
-        pass
-    else:
-        check_adapter_folder(folder, base)
+    from luthier.models.gate import check_adapter_folder
+
+    check_adapter_folder(folder, base)
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ModelError(
