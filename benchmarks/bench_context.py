@@ -30,6 +30,7 @@ WINDOW, TARGET, WORDS = 64, 256, 64
 LENGTHS = (64, 128, 256)
 UNTUNED = ("none", "linear", "ntk", "dynamic", "by_parts", "yarn", "llama3")
 TUNED = ("none", "linear", "yarn")
+COLOURS = ("#8aa4b8", "#d9b48f", "#b4531f")
 RESULTS = Path(__file__).parent / "results"
 CONFIG = {
     "vocab_size": WORDS, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -148,15 +149,32 @@ def plot(seeds: dict[str, Any], file: Path) -> None:
     for place, length in enumerate(LENGTHS):
         values = np.array([[s[kind][name][str(length)]["accuracy"] for s in seeds.values()] for kind, name in arms])
         where = np.arange(len(arms)) + (place - 1) * 0.27
-        axes.bar(where, values.mean(1), 0.25, label=f"{length} tokens ({length // WINDOW}×)", zorder=2)
+        axes.bar(
+            where, values.mean(1), 0.25, color=COLOURS[place], label=f"{length} tokens ({length // WINDOW}×)", zorder=2
+        )
         axes.scatter(np.repeat(where, values.shape[1]), values.ravel(), s=6, color="black", zorder=3)
     axes.axhline(1 / WORDS, color="grey", linestyle=":", linewidth=1)
     axes.set_xticks(range(len(arms)), [name if kind == "untuned" else f"{name}\ntuned" for kind, name in arms])
-    axes.set(ylabel="accuracy on the second copy", ylim=(0, 1), title=f"Trained at {WINDOW}, extended to {TARGET}")
-    axes.legend(frameon=False, ncols=3, loc="upper center")
+    axes.set(ylabel="accuracy on the second copy", ylim=(0, 1))
+    shown = f"Trained at {WINDOW} tokens, extended to {TARGET}; a dot a seed, dotted: chance"
+    axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), title=shown)
     axes.grid(axis="y", alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, dpi=90)
+
+
+def table(seeds: dict[str, Any]) -> str:
+    """Means over the seeds as Markdown, with the range at the long window."""
+    lines = ["| method | 64 | 128 | 256 | range at 256 | nll at 256 |", "|---|---|---|---|---|---|"]
+    for kind, names in (("untuned", UNTUNED), ("tuned", TUNED)):
+        for name in names:
+            found = [seed[kind][name] for seed in seeds.values()]
+            means = [f"{np.mean([one[str(n)]['accuracy'] for one in found]):.3f}" for n in LENGTHS]
+            last = [one[str(TARGET)]["accuracy"] for one in found]
+            nll = np.mean([one[str(TARGET)]["nll"] for one in found])
+            shown = name if kind == "untuned" else f"{name}, tuned"
+            lines.append(f"| {shown} | {' | '.join(means)} | {min(last):.3f} to {max(last):.3f} | {nll:.2f} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -183,6 +201,7 @@ def main() -> int:
         seeds = {name: seeds[name] for name in sorted(seeds)}
         file.write_text(json.dumps({"settings": plan, **facts, "holds": holds, "seeds": seeds}, indent=1) + "\n")
     plot(seeds, asked.plot)
+    sys.stdout.write(table(seeds) + "\n")
     sys.stdout.write("".join(f"{'holds' if ok else 'FAILS'}: {name}\n" for name, ok in judge(seeds).items()))
     return 0 if all(judge(seeds).values()) else 1
 
