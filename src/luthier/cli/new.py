@@ -69,7 +69,7 @@ train:
   epochs: 3                       # or steps:
   # batch_tokens: 4096            # or batch_size: and accumulate:
   lr: auto                        # the method's own default; or a number
-  # schedule: {{name: cosine, warmup: 0.1}}
+  # schedule: {{name: cosine, warmup: 0.1}}   # else the method's own
   # weight_decay: 0.01
   # save_every: epoch             # or a number of steps
   # evaluate_every: epoch         # or a number of steps

@@ -28,7 +28,7 @@ class Lora:
 
     name: ClassVar[str]
     default_lr = 5e-4
-    default_schedule: ClassVar[dict[str, Any]] = {"name": "cosine", "warmup": 0.05}
+    default_schedule: ClassVar[dict[str, Any]] = {"name": "cosine", "warmup": 0.1}
     lr_reason = (
         "LoRA wants about ten times the rate of full tuning, nearly independent of the rank; "
         "it falls with the square root of the model's width"

@@ -13,7 +13,7 @@ from luthier.core.rundir import RunDir
 from luthier.pipeline import probe
 from luthier.pipeline.prepare import Data
 from luthier.recipe import Recipe
-from luthier.train.settings import TrainSettings
+from luthier.train.settings import ScheduleSettings, TrainSettings
 
 DEFAULT_EPOCHS = 3
 DEFAULT_BATCH_TOKENS = 4096
@@ -150,9 +150,11 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
 
     plan = batches(recipe, data.rows["train"], adapted.base.context)
     steps = total_steps(recipe, plan)
+    settings = recipe.train.model_copy(update={"schedule": schedule(recipe)})
     lr = learning_rate(recipe, adapted)
     if recipe.train.lr == "probe":
-        lr = probe.best_rate(recipe, adapted, plan, data, lr, run, emit)
+        own = recipe.model_copy(update={"train": settings})
+        lr = probe.best_rate(own, adapted, plan, data, lr, run, emit)
     if recipe.train.trunk_cache:
         trunk.install(adapted, data.rows["train"], run.trunk, emit)
     run.write_status("running", total_steps=steps)
@@ -177,7 +179,7 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
             adapted,
             plan,
             adapted.loss,
-            settings=recipe.train,
+            settings=settings,
             lr=lr,
             total_steps=steps,
             checkpoints=checkpoints,
@@ -202,6 +204,14 @@ def learning_rate(recipe: Recipe, adapted: Any) -> float:
     member = METHODS.parse(recipe.method)
     fitting = getattr(member, "lr_for", None)
     return float(fitting(adapted.base) if fitting else member.default_lr)
+
+
+def schedule(recipe: Recipe) -> ScheduleSettings:
+    """The recipe's schedule; what it leaves open is the method's own."""
+    from luthier.methods import METHODS
+
+    own: Mapping[str, Any] = getattr(METHODS.parse(recipe.method), "default_schedule", {})
+    return recipe.train.schedule.settled(**own)
 
 
 def _heartbeat(run: RunDir, steps: int) -> Any:

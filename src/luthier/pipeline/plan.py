@@ -43,6 +43,7 @@ def full_check(
         "plan": {
             "steps": steps,
             "learning_rate": learn.learning_rate(recipe, adapted),
+            "schedule": learn.schedule(recipe).model_dump(),
             "trained_tokens": sum(row.trained_tokens for row in data.rows["train"]),
             "layout": adapted.layout,
             **estimate(recipe, adapted, plan, steps, data),

@@ -58,7 +58,9 @@ def build(
 
 def rate(schedule: ScheduleSettings, step: int, total: int) -> float:
     """Multiplier of the learning rate for the 0-based `step` of `total`."""
-    warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * total
+    schedule = schedule.settled()
+    warmup = schedule.warmup or 0
+    warmup = warmup if warmup >= 1 else warmup * total
     warmup = min(math.ceil(warmup), max(0, total - 1))
     if step < warmup:
         return (step + 1) / (warmup + 1)

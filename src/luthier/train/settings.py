@@ -12,11 +12,17 @@ from luthier.core.settings import Settings
 class ScheduleSettings(Settings):
     """How the learning rate moves."""
 
-    name: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float | int = Field(0.1, ge=0)
-    """Share of all steps (below 1) or a number of steps."""
+    name: Literal["auto", "cosine", "linear", "constant"] = "auto"
+    """auto: the method's own (`luthier check` shows it)."""
+    warmup: float | int | None = Field(None, ge=0)
+    """Share of all steps (below 1) or a number of steps; null: the method's own."""
     floor: float = Field(0.0, ge=0, le=1)
     """The last rate as a share of the first."""
+
+    def settled(self, name: str = "cosine", warmup: float = 0.1) -> ScheduleSettings:
+        """With what it leaves open filled in."""
+        chosen = {"name": name if self.name == "auto" else self.name}
+        return self.model_copy(update={**chosen, "warmup": warmup if self.warmup is None else self.warmup})
 
 
 class EarlyStopSettings(Settings):
