@@ -58,12 +58,12 @@ def publish(target: Path, fill: Callable[[Path], Mapping[str, Any]]) -> dict[str
 
 def identity(export: Export, kind: str) -> dict[str, Any]:
     """What a certificate says about where the artefact came from. `adapters`: what must not be merged in again."""
-    from luthier.export.fold import adapter_digest
+    from luthier.export.fold import adapter_digest, merged_before
 
     return {
         "kind": kind,
         "base": export.adapted.base.fingerprint,
         "method": export.adapted.method,
-        "adapters": [adapter_digest(export.adapted)],
+        "adapters": [*merged_before(export.adapted.base.path), adapter_digest(export.adapted)],
         "versions": {name: version(name) for name in ("luthier", "torch", "transformers")},
     }

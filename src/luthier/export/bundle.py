@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from luthier.adapted import AdaptedModel
     from luthier.export.base import Export
 
-FLAT = ("PREFIX_TUNING", "PROMPT_TUNING")
+FLAT = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
 """Kinds without weights to merge whose file is one flat table, so that `answer.py` can put it before the prompt."""
 TABLE = "prompt_embeddings"
 
@@ -96,7 +96,7 @@ def _beside(adapted: AdaptedModel, folder: Path, dtype: str) -> dict[str, Any]:
 def _flag(kind: str) -> Any:
     import torch
 
-    return torch.tensor(FLAT.index(kind), dtype=torch.int64)
+    return torch.tensor(0 if kind == "PREFIX_TUNING" else 1, dtype=torch.int64)
 
 
 def _prompt(adapted: AdaptedModel, dtype: str) -> dict[str, Any]:

@@ -49,6 +49,13 @@ def adapter_digest(adapted: AdaptedModel) -> str:
     return digest.hexdigest()
 
 
+def merged_before(folder: str | Path) -> list[str]:
+    """Digests of the adapters that a base folder holds already, by its certificate."""
+    mark = Path(folder) / MERGED_MARK
+    found = json.loads(mark.read_text("utf-8")) if mark.is_file() else {}
+    return [str(one) for one in found.get("adapters", ())] if isinstance(found, dict) else []
+
+
 def refuse_unmergeable(adapted: AdaptedModel) -> None:
     """CannotMerge with the method's own reason, or because the base already holds this very adapter."""
     attached: Any = adapted.attached
@@ -56,8 +63,7 @@ def refuse_unmergeable(adapted: AdaptedModel) -> None:
         raise CannotMerge("already merged", where="merge", remedy="load the base and the adapter again")
     if not attached.can_merge:
         attached.merge()  # raises, with the reason
-    mark = Path(adapted.base.path) / MERGED_MARK
-    if mark.is_file() and adapter_digest(adapted) in json.loads(mark.read_text("utf-8")).get("adapters", ()):
+    if adapter_digest(adapted) in merged_before(adapted.base.path):
         raise CannotMerge(
             "this base already holds this adapter: it was merged before",
             where=str(adapted.base.path),

@@ -16,7 +16,7 @@ def asked(folder, tmp_path, text):
     return bare_python.run(bare, folder / "answer.py", text).removesuffix("\n")
 
 
-@pytest.mark.parametrize("name", ["lora", "prefix", "prompt"])
+@pytest.mark.parametrize("name", ["lora", "prefix", "prompt", "p_tuning"])
 def test_transformers_alone(name, tmp_path):
     adapted = trained({"name": name, **({"r": 4} if name == "lora" else {"length": 6})})
     found = export(adapted, rows_for(adapted), tmp_path / "out", "bundle")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,29 +77,38 @@ def test_shards_are_bounded_and_equal_the_merge_in_memory(tmp_path):
 
 
 REFUSED = {
-    "prefix": ({"name": "prefix", "length": 4}, "input"),
-    "prompt": ({"name": "prompt", "length": 4}, "input"),
-    "bottleneck": ({"name": "bottleneck", "reduction": 4}, "input"),
-    "stack": ({"name": "stack", "methods": ({"name": "lora", "r": 2}, {"name": "prefix", "length": 3})}, "parts"),
+    "prefix": {"name": "prefix", "length": 4},
+    "prompt": {"name": "prompt", "length": 4},
+    "p_tuning": {"name": "p_tuning", "length": 4, "hidden": 16},
+    "bottleneck": {"name": "bottleneck", "reduction": 4},
+    "dynamic_prefix": {"name": "dynamic_prefix", "length": 3, "hidden": 8},
+    "multitask_prefix": {"name": "multitask_prefix", "length": 3, "tasks": ("a", "b")},
+    "stack": {"name": "stack", "methods": ({"name": "lora", "r": 2}, {"name": "prefix", "length": 3})},
 }
+PAGE = " ".join((Path(__file__).parents[3] / "docs" / "export.md").read_text("utf-8").split())
 
 
-@pytest.mark.parametrize("kind", ["merged", "gguf", "vllm", "ollama"])
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_cannot_merge_says_why(name, kind, tmp_path):
-    method, word = REFUSED[name]
-    adapted = made(method)
-    with pytest.raises(CannotMerge) as caught:
-        export(adapted, rows_for(adapted), tmp_path / "out", kind)
-    assert word in str(caught.value)
-    assert "export the adapter itself" in str(caught.value)
+def test_what_cannot_merge_says_why_in_the_words_of_the_page(name, tmp_path):
+    adapted = made(REFUSED[name])
+    for kind in ("merged", "gguf", "vllm", "ollama"):
+        with pytest.raises(CannotMerge) as caught:
+            export(adapted, rows_for(adapted), tmp_path / "out", kind)
+        assert caught.value.what in PAGE
+        assert ("parts" if name == "stack" else "its effect depends on the input") in caught.value.what
+        assert caught.value.remedy == "export the adapter itself"
+    if name not in ("prefix", "prompt", "p_tuning"):
+        with pytest.raises(ModelError) as caught:
+            export(adapted, rows_for(adapted), tmp_path / "out", "bundle")
+        assert caught.value.what.replace(name, "bottleneck", 1) in PAGE
+        assert name in PAGE
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "full", *REFUSED])
 def test_adapter_folder_reloads_with_the_same_logits(name, tmp_path):
     """R5."""
-    adapted = made({**MERGEABLE, **{key: value[0] for key, value in REFUSED.items()}}[name])
+    adapted = made({**MERGEABLE, **REFUSED}[name])
     found = export(adapted, rows_for(adapted), tmp_path / "out", "adapter")
     assert found["max_logit_difference"] <= 1e-5 * max(1, found["logit_size"])
     assert (tmp_path / "out" / "tokenizer.json").is_file()
@@ -137,6 +147,24 @@ def test_never_merged_twice(tmp_path):
     with pytest.raises(CannotMerge, match="already merged"):
         export(adapted, rows_for(adapted), tmp_path / "third", "merged")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
+
+
+def test_a_chain_of_merges_remembers_every_adapter(tmp_path):
+    """Another adapter was merged after the first: the first one is in there all the same."""
+    from luthier.adapted import load
+
+    first, second = made(MERGEABLE["lora"]), MERGEABLE["rslora"]
+    export(first, rows_for(first), tmp_path / "one", "merged")
+    later = made(second, path=tmp_path / "one", template="chat")
+    found = export(later, rows_for(later), tmp_path / "two", "merged")
+    assert len(found["adapters"]) == 2
+    first.save(tmp_path / "adapter")
+    card = json.loads((tmp_path / "adapter" / "luthier.json").read_text())
+    del card["base"]
+    (tmp_path / "adapter" / "luthier.json").write_text(json.dumps(card))
+    again = load(tmp_path / "adapter", base=str(tmp_path / "two"))
+    with pytest.raises(CannotMerge, match="already holds this adapter"):
+        export(again, rows_for(again), tmp_path / "three", "merged")
 
 
 def test_base_files_stay_as_they_are(tmp_path):
