@@ -3,7 +3,8 @@
     python benchmarks/forgetting.py MODEL TARGET.txt GENERAL.txt [--seeds 3] [--steps 150] [--out FILE.json]
 
 For every seed: LoRA (r 8) is tuned on TARGET for `steps` steps; full tuning, at two rates, runs until its loss on
-held-out TARGET is as low. Then the loss on GENERAL, before and after, with paired 95 % intervals by window.
+held-out TARGET is as low. Seeds that FILE holds already are kept.
+Then the loss on GENERAL, before and after, with paired 95 % intervals by window.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "forgetting.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    runs: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = json.loads(given.out.read_text("utf-8"))["runs"] if given.out.is_file() else []
     rates = {name: rate for name, (_, rate) in ARMS.items()}
-    for seed in range(given.seeds):
+    for seed in sorted(set(range(given.seeds)) - {run["seed"] for run in runs}):
         runs.append(one(given, seed))
         found = {"steps": given.steps, "batch_tokens": BATCH * WINDOW, "rates": rates, "runs": runs}
         given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")

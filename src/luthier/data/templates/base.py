@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from luthier.core.types import Turn
+from luthier.data import known_words
 
 ANCHOR = "\n"
 """A character that sentencepiece keeps apart: behind it, a word gets no artificial space."""
@@ -78,6 +79,8 @@ class Tokens:
         self.tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
         self._anchor: list[int] = tokenize_plain(tokenizer, [ANCHOR], False)[0]
+        fast = self._backend is not None and known_words.fits(self._backend)
+        self._words = known_words.KnownWords(self._encode, ANCHOR, self._anchor) if fast else None
 
     def control(self, text: str) -> list[int]:
         """Ids of a text of the template, in which control tokens mean themselves."""
@@ -90,27 +93,53 @@ class Tokens:
             self._backend.no_padding()
             self._backend.encode_special_tokens = True
 
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        assert self._backend is not None
+        return [made.ids for made in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
     def start(self, texts: list[str]) -> tuple[list[str], Any]:
         """Begin with the texts of a block."""
         if self._backend is None:
             return texts, None
-        return texts, self._backend.encode_batch_fast([ANCHOR + text for text in texts], add_special_tokens=False)
+        if self._words is not None:
+            found = self._words.ids(texts)
+            if self._words.agrees:
+                return texts, found
+            self._words = None
+        return texts, self._encode([ANCHOR + text for text in texts])
 
     def finish(self, started: tuple[list[str], Any]) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all texts, [texts, 2] start and size of each)."""
-        texts, encodings = started
-        if encodings is None:
+        texts, made = started
+        if isinstance(made, tuple):
+            return self._mended(texts, *made)
+        head = len(self._anchor)
+        if made is None:
             found, head = tokenize(self.tokenizer, texts, False), 0
         else:
-            found, head = [encoding.ids for encoding in encodings], len(self._anchor)
+            found = made
             bad = [at for at, ids in enumerate(found) if ids[:head] != self._anchor]
             plain = tokenize_plain(self.tokenizer, [texts[at] for at in bad], False)
             for at, ids in zip(bad, plain, strict=True):
                 found[at] = self._anchor + ids
-        sizes = np.fromiter((len(ids) for ids in found), np.int64, len(found))
-        flat = np.fromiter(chain.from_iterable(found), np.int64, int(sizes.sum()))
-        starts = np.cumsum(sizes) - sizes
-        return flat, np.stack([starts + head, sizes - head], axis=1)
+        flat, edges = _flat(found)
+        return flat, edges + np.array([head, -head])
+
+    def _mended(
+        self, texts: list[str], flat: np.ndarray, edges: np.ndarray, bad: list[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """With the ids of texts that change the anchor's own (they begin with a line end, say)."""
+        if not bad:
+            return flat, edges
+        more, others = _flat(tokenize_plain(self.tokenizer, [texts[at] for at in bad], False))
+        edges[bad] = others + np.array([len(flat), 0])
+        return np.concatenate([flat, more]), edges
+
+
+def _flat(found: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    sizes = np.fromiter((len(ids) for ids in found), np.int64, len(found))
+    flat = np.fromiter(chain.from_iterable(found), np.int64, int(sizes.sum()))
+    return flat, np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
 
 
 def tokenize_plain(tokenizer: Any, texts: Sequence[str], control: bool) -> list[list[int]]:
