@@ -9,6 +9,7 @@ from pydantic import Field
 
 from luthier.context import CONTEXTS
 from luthier.context.plan import require, rope_plan, window_of
+from luthier.core.errors import RecipeError
 from luthier.core.settings import Settings
 
 
@@ -31,6 +32,12 @@ class Abf:
         """The plan for this config."""
         window = window_of(config)
         require(window, "rope", "abf", self.params.length)
+        if self.params.base <= window.theta:
+            raise RecipeError(
+                f"the new base {self.params.base:g} is not above the model's own {window.theta:g}",
+                where="context.base",
+                remedy=f"a base above {window.theta:g}, or another method",
+            )
         return rope_plan(
             "abf",
             window,

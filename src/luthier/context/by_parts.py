@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.context import CONTEXTS
 from luthier.context.plan import fitting_beta_fast, require, rope_plan, window_of
@@ -24,6 +24,12 @@ class ByParts:
         beta_fast: float | None = Field(None, gt=0)
         """null fits it to the window."""
         beta_slow: float = Field(1.0, gt=0)
+
+        @model_validator(mode="after")
+        def _ordered(self) -> ByParts.Params:
+            if self.beta_fast is not None and self.beta_fast <= self.beta_slow:
+                raise ValueError("beta_fast must be above beta_slow")
+            return self
 
     def __init__(self, params: Params):
         self.params = params

@@ -34,4 +34,5 @@ class Dynamic:
         window = window_of(config)
         factor = require(window, "rope", "dynamic", self.params.length)
         changed = {"rope_type": "dynamic", "factor": factor}
-        return rope_plan("dynamic", window, self.params.length, changed, keep_length=True)
+        told = ("frequencies follow the longest row of a batch: a shorter row beside it is rotated as that one is",)
+        return rope_plan("dynamic", window, self.params.length, changed, told, keep_length=True)

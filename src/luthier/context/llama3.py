@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.context import CONTEXTS
 from luthier.context.plan import require, rope_plan, window_of
@@ -23,6 +23,12 @@ class Llama3:
         """Tokens."""
         low_freq_factor: float = Field(1.0, gt=0)
         high_freq_factor: float = Field(4.0, gt=0)
+
+        @model_validator(mode="after")
+        def _ordered(self) -> Llama3.Params:
+            if self.low_freq_factor >= self.high_freq_factor:
+                raise ValueError("low_freq_factor must be below high_freq_factor")
+            return self
 
     def __init__(self, params: Params):
         self.params = params

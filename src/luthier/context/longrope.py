@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from luthier.context import CONTEXTS
 from luthier.context.plan import require, rope_plan, window_of
@@ -25,9 +25,9 @@ class LongRope:
 
         length: int = Field(gt=1)
         """Tokens."""
-        short_factor: list[float]
+        short_factor: list[PositiveFloat]
         """Within the old window."""
-        long_factor: list[float]
+        long_factor: list[PositiveFloat]
         """Beyond it."""
 
     def __init__(self, params: Params):

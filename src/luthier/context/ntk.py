@@ -12,6 +12,7 @@ from pydantic import Field
 
 from luthier.context import CONTEXTS
 from luthier.context.plan import require, rope_plan, window_of
+from luthier.core.errors import RecipeError
 from luthier.core.settings import Settings
 
 
@@ -32,5 +33,7 @@ class Ntk:
         """The plan for this config."""
         window = window_of(config)
         factor = require(window, "rope", "ntk", self.params.length)
+        if window.dim <= 2:
+            raise RecipeError("ntk needs more than one frequency", where="context.name", remedy="name: linear")
         base = window.theta * factor ** (window.dim / (window.dim - 2))
         return rope_plan("ntk", window, self.params.length, {"rope_type": "default", "rope_theta": base})

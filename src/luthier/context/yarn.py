@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.context import CONTEXTS
 from luthier.context.plan import fitting_beta_fast, require, rope_plan, window_of
@@ -28,6 +28,12 @@ class Yarn:
         """Dimensions that turn more often than this stay as they are; null fits it to the window."""
         beta_slow: float = Field(1.0, gt=0)
         """Dimensions that turn less often are interpolated fully."""
+
+        @model_validator(mode="after")
+        def _ordered(self) -> Yarn.Params:
+            if self.beta_fast is not None and self.beta_fast <= self.beta_slow:
+                raise ValueError("beta_fast must be above beta_slow")
+            return self
 
     def __init__(self, params: Params):
         self.params = params

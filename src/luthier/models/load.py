@@ -80,7 +80,7 @@ def load_base(
     if context and context.get("resize"):
         from luthier.models.window import resize_positions
 
-        resize_positions(model, context, int(context.get("seed", 0)))
+        resize_positions(model, context, seed=0)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
     if settings.quantize == "none":

@@ -85,6 +85,17 @@ def _train(
     inner.write_status("finished", number=number, step=state.step, weights=weights, **facts, **best)
 
 
+def together(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `check` says of all stages: the last one's report, every problem, and the plan of the whole run (steps,
+    time and disk are sums, memory is the largest)."""
+    problems = [problem for one in found for problem in one["problems"]]
+    whole = dict(found[-1]["plan"])
+    for key, rule in (("steps", sum), ("training_s", sum), ("disk_mb", sum), ("memory_mb", max)):
+        if all(key in one["plan"] for one in found):
+            whole[key] = round(rule(one["plan"][key] for one in found), 1)
+    return {**found[-1], "ok": all(one["ok"] for one in found), "problems": problems, "plan": whole, "stages": found}
+
+
 def carry(carried: Mapping[str, Any] | None, adapted: Any) -> None:
     """Put the weights of the stage before on this one. A head that is new here stays fresh; a position table that
     grew is made longer by the rule of the plan."""

@@ -146,9 +146,9 @@ def _tell(recipe: Recipe, run: RunDir, emit: Emitter, log: JsonLines, known: boo
 def check(recipe: Recipe, quick: bool = False) -> dict[str, Any]:
     """All but training. `quick` stops before the model (no torch). Writes nothing. Stages are checked one by one."""
     if recipe.stages:
-        found = [check(recipe.at_stage(index), quick) for index in range(len(recipe.stages))]
-        problems = [problem for one in found for problem in one["problems"]]
-        return {**found[-1], "ok": all(one["ok"] for one in found), "problems": problems, "stages": found}
+        from luthier.pipeline import stages
+
+        return stages.together([check(recipe.at_stage(index), quick) for index in range(len(recipe.stages))])
     task = TASKS.parse(recipe.task)
     problems = []
     report: dict[str, Any] = {"ok": True, "problems": problems, "data": {}, "model": {}, "plan": {}, "warnings": []}

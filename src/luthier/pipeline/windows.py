@@ -67,6 +67,7 @@ def compare(
     measured = _Measuring(model, window, length, text, documents, emit, seed)
     methods = [measured.none(family, config), *(measured.of(name, plan, config) for name, plan in plans.items())]
     name, reason = recommend(methods)
+    reason += beside_own_window(next(one for one in methods if one["name"] == name), measured.truncated, window)
     base = {"truncated": measured.truncated, "passkey_floor": measured.floor, "documents": measured.count}
     return {
         **found, "methods": methods, "baselines": base, "refused": refused, "recommended": name, "reason": reason
@@ -95,6 +96,17 @@ def recommend(methods: list[dict[str, Any]]) -> tuple[str, str]:
     if chosen["name"] == "none":
         reason += ": untuned, no method beats leaving the positions alone; tune none beside one of them as control"
     return str(chosen["name"]), reason
+
+
+def beside_own_window(chosen: Mapping[str, Any], truncated: Mapping[str, float], window: int) -> str:
+    """What is to be said where the base that sees only its own window does better beyond it; else nothing."""
+    beyond = [edge for edge in truncated if int(edge.split("-")[0]) >= window and edge in chosen["loss_by_bucket"]]
+    if not beyond:
+        return ""
+    own, longer = (float(np.mean([found[edge] for edge in beyond])) for found in (truncated, chosen["loss_by_bucket"]))
+    if longer < own:
+        return ""
+    return f"; beyond {window} the base with its own window only has {own:.3f}, this {longer:.3f}: untuned, it costs"
 
 
 def read_text(path: str) -> list[str]:

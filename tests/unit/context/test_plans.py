@@ -118,3 +118,45 @@ def test_c1_learned_tables_grow_and_keep_what_they_promise(kind, how):
         assert torch.equal(model(input_ids=ids).last_hidden_state, before)
     model(input_ids=torch.arange(3, 33)[None].clamp(max=49))
     assert getattr(model.config, LEARNED[kind]) == made["config"][LEARNED[kind]]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [({"name": "abf", "base": 10_000}, "not above the model's own 10000"),
+     ({"name": "llama3", "low_freq_factor": 4.0}, "low_freq_factor must be below"),
+     ({"name": "yarn", "beta_fast": 1.0}, "beta_fast must be above beta_slow"),
+     ({"name": "by_parts", "beta_fast": 2.0, "beta_slow": 3.0}, "beta_fast must be above beta_slow"),
+     ({"name": "longrope", "short_factor": [0.0], "long_factor": [1.0]}, "greater than 0"),
+     ({"name": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "short_factor needs 16 numbers")],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(spec, said):
+    with pytest.raises(RecipeError, match=said):
+        CONTEXTS.parse({"length": 256, **spec}).plan(LLAMA)
+
+
+def test_ntk_with_one_frequency_is_refused_not_divided_by_zero():
+    with pytest.raises(RecipeError, match="more than one frequency"):
+        plan("ntk", config={**LLAMA, "head_dim": 2})
+
+
+def test_dynamic_says_what_a_batch_does_to_short_rows():
+    assert "longest row of a batch" in plan("dynamic")["warnings"][0]
+
+
+def test_sinusoidal_positions_run_on_beyond_their_window():
+    import torch
+    from transformers import XGLMConfig, XGLMForCausalLM
+
+    small = {"vocab_size": 40, "d_model": 16, "num_layers": 1, "attention_heads": 2, "ffn_dim": 16, "dropout": 0.0}
+    config = {"model_type": "xglm", "max_position_embeddings": 32}
+    made = CONTEXTS.parse({"name": "sinusoidal", "length": 64}).plan(config)
+    torch.manual_seed(0)
+    short = XGLMForCausalLM(XGLMConfig(max_position_embeddings=32, **small)).eval()
+    longer = XGLMForCausalLM(XGLMConfig(**made["config"], **small)).eval()
+    longer.load_state_dict(short.state_dict())
+    ids = torch.arange(64)[None] % 35 + 4
+    with torch.no_grad():
+        assert torch.equal(longer(input_ids=ids[:, :32]).logits, short(input_ids=ids[:, :32]).logits)
+        assert torch.isfinite(longer(input_ids=ids).logits).all()
+    with pytest.raises(RecipeError, match="not longer than 32"):
+        CONTEXTS.parse({"name": "sinusoidal", "length": 32}).plan(config)

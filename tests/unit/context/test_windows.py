@@ -164,3 +164,11 @@ def test_tasks_are_written_for_a_recipe(folders, book, tmp_path):
     rows = [json.loads(line) for line in train.read_text().splitlines()]
     assert {row["kind"] for row in rows} == set(longtasks.KINDS)
     assert len(test.read_text().splitlines()) == 6
+
+
+def test_a_method_that_loses_to_the_bases_own_window_is_told():
+    chosen = {"loss_by_bucket": {"0-32": 2.0, "32-64": 2.0, "64-128": 3.0, "128-192": 3.2}}
+    own = {"0-32": 2.0, "32-64": 2.0, "64-128": 2.5, "128-192": 2.6}
+    assert windows.beside_own_window(chosen, own, 64).endswith("only has 2.550, this 3.100: untuned, it costs")
+    assert windows.beside_own_window(chosen, {**own, "64-128": 4.0}, 64) == ""
+    assert windows.beside_own_window(chosen, {"0-32": 2.0}, 64) == ""
