@@ -15,6 +15,7 @@ from typing import Any
 from luthier.core import atomic, strict_yaml
 from luthier.core.errors import Problem, RecipeError
 from luthier.core.fingerprint import of_file
+from luthier.core.redact import redact
 from luthier.core.rundir import RunDir
 from luthier.recipe import Recipe
 
@@ -141,7 +142,7 @@ def environment(recipe: Recipe, base: Any, sources: Mapping[str, str], threads: 
         "threads": threads,
         "seed": recipe.seed,
         "split_seed": recipe.data.split.seed,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(redact, sys.argv[1:])],
         "base": {"path": recipe.model.path, "fingerprint": base.fingerprint},
         "data": dict(sources),
         "recipe": recipe.fingerprint(),
