@@ -150,7 +150,7 @@ def check(recipe: Recipe, quick: bool = False) -> dict[str, Any]:
 
         return stages.together([check(recipe.at_stage(index), quick) for index in range(len(recipe.stages))])
     task = TASKS.parse(recipe.task)
-    problems = []
+    problems: list[dict[str, Any]] = []
     report: dict[str, Any] = {"ok": True, "problems": problems, "data": {}, "model": {}, "plan": {}, "warnings": []}
     report["recipe"] = recipe.model_dump(mode="json")
     try:
