@@ -2,8 +2,8 @@
 
     python benchmarks/bench_engine.py --trl PYTHON [--minutes 10] [--rounds 2] [--out FILE.json]
 
-PYTHON is the interpreter of an environment with TRL. A pair is one `luthier bench` of luthier and one peer (two epochs
-of each, in turn, in processes of their own); ratios are taken inside a pair, so that what else the machine does weighs
+PYTHON is the interpreter of an environment with TRL. A pair is one `luthier bench` of luthier and one peer (epochs
+in turn, in processes of their own); ratios are taken inside a pair, so that what else the machine does weighs
 on both. Every pair is written when it is done. `--shapes` and `--arms` choose; the fewest rounds go first.
 """
 
@@ -20,8 +20,9 @@ from typing import Any
 from luthier.bench import control
 from luthier.core import atomic
 
-ROWS = {"llama25m": 64, "opt125m": 32, "tiny": 32}
-ARMS = ("trl_sorted", "trl_packing", "documents", "trl", "transformers", "luthier_int8", "luthier_padded")
+ROWS = {"llama25m": 32, "opt125m": 32, "tiny": 32}
+EPOCHS = {"llama25m": 2, "opt125m": 1, "tiny": 2}
+ARMS = ("trl_packing", "trl_sorted", "documents", "luthier_int8", "trl", "transformers", "luthier_padded")
 GOALS = {
     "llama25m": {"luthier/trl_best": 2.0, "luthier/documents": 7.0, "mfu": 0.70},
     "opt125m": {"luthier/trl_best": 2.0, "luthier/documents": 5.0, "mfu": 0.85, "luthier/luthier_int8": 1 / 1.4},
@@ -44,7 +45,7 @@ def main() -> None:
         shape, arm = todo[0]
         sys.stderr.write(f"{shape} {arm}\n")
         began = time.monotonic()
-        found = control.bench([arm], shape=shape, rows=ROWS[shape], rounds=2, trl=given.trl)
+        found = control.bench([arm], shape=shape, rows=ROWS[shape], rounds=EPOCHS[shape], trl=given.trl)
         pairs.append({"shape": shape, "peer": arm, "minutes": round((time.monotonic() - began) / 60, 1), **found})
         atomic.write_json(given.out, {"tables": {name: table(pairs, name) for name in given.shapes}, "pairs": pairs})
 

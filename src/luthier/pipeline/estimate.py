@@ -36,7 +36,7 @@ def estimate(recipe: Recipe, adapted: Any, plan: Any, steps: int, data: Data) ->
     validated = per_token / 3 * _tokens(data.rows["validation"]) * (1 + _validations(recipe, steps, plan))
     return {
         "training_s": round(trained + validated, 1),
-        "memory_mb": round((_peak_bytes() + state) / MEGABYTE),
+        "memory_mb": round((peak_bytes() + state) / MEGABYTE),
         "disk_mb": round(((size + state) * recipe.train.keep_checkpoints + size) / MEGABYTE, 1),
     }
 
@@ -63,7 +63,7 @@ def _validations(recipe: Recipe, steps: int, plan: Any) -> int:
     return steps // (plan.steps(0) if every == "epoch" else every)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Peak resident memory; Linux tells kilobytes, macOS bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
