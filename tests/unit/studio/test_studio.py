@@ -85,6 +85,8 @@ def test_pages(get, language):
     assert compared.status == 200
     assert "report.language" not in compared.body.decode()
     assert words["studio.results"] in compared.body.decode()
+    apart = get(f"/compare?run=first&run=sweep-x/001-aa&lang={language}").body.decode()
+    assert words["studio.unpaired"] in apart
     assert get("/compare").status == 200
     assert get("/run/third").status == get("/nothing").status == get("/static/app.py").status == 404
 
