@@ -29,7 +29,7 @@ def made():
     return task, prepare.encode(recipe, loaded, splits, task, base, (), "single", None)
 
 
-def trajectory(made, *overrides, layout=None):
+def trajectory(made, *overrides, layout=None, steps=STEPS):
     """(loss of every step, final weights)."""
     task, data = made
     recipe = Recipe.parse(RECIPE, *overrides)
@@ -45,7 +45,7 @@ def trajectory(made, *overrides, layout=None):
             losses.append(record["loss"])
 
     loop.fit(
-        adapted, plan, adapted.loss, settings=recipe.train, lr=3e-3, total_steps=STEPS, emit=Emitter(note),
+        adapted, plan, adapted.loss, settings=recipe.train, lr=3e-3, total_steps=steps, emit=Emitter(note),
         seed=recipe.seed,
     )  # fmt: skip
     return torch.tensor(losses), {
@@ -58,8 +58,8 @@ def golden(made):
     return trajectory(made)
 
 
-def same(one, other, tolerance):
-    assert len(one[0]) == STEPS
+def same(one, other, tolerance, steps=STEPS):
+    assert len(one[0]) == steps
     assert torch.allclose(one[0], other[0], atol=tolerance, rtol=0), (one[0] - other[0]).abs().max()
     for name, weight in one[1].items():
         assert torch.allclose(weight, other[1][name], atol=10 * tolerance), name
@@ -75,6 +75,17 @@ def test_batch_of_eight_is_eight_of_one_accumulated(made, golden):
 
 def test_padded_is_flat(made, golden):
     same(golden, trajectory(made, layout="padded"), 1e-5)
+
+
+@pytest.mark.slow
+def test_fifty_steps_packed_are_fifty_steps_padded(made):
+    """Also with the trie: rounding does not grow into another training."""
+    flat = trajectory(made, "train.steps=50", steps=50)
+    assert flat[0][-5:].mean() < flat[0][:5].mean() - 1.0
+    same(flat, trajectory(made, "train.steps=50", layout="padded", steps=50), 1e-4, 50)
+    shared = trajectory(made, "train.steps=50", "train.shared_prefix=true", steps=50)
+    assert not torch.equal(shared[0], flat[0])
+    same(flat, shared, 1e-4, 50)
 
 
 def test_padded_is_one_by_one(made):

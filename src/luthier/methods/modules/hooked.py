@@ -29,7 +29,7 @@ HEAD = "head."
 
 
 class Branch(nn.Module):
-    """s · gate(x) · up(σ(down(x))), computed in float32; `up` starts at zero."""
+    """s · gate(x) · up(σ(down(x))), computed in the precision of its own weights (float32); `up` starts at zero."""
 
     def __init__(self, hidden: int, width: int, activation: str, scale: float, dropout: float, gate: bool):
         super().__init__()
@@ -43,10 +43,11 @@ class Branch(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[…, hidden] → […, hidden] in the input's dtype."""
-        x = functional.dropout(states.float(), self.dropout, self.training)
+        given = states.to(self.down.weight.dtype)
+        x = functional.dropout(given, self.dropout, self.training)
         made = self.up(self.activation(self.down(x))) * self.scale
         if self.gate is not None:
-            made = made * torch.sigmoid(self.gate(states.float()))
+            made = made * torch.sigmoid(self.gate(given))
         return made.to(states.dtype)
 
 
