@@ -26,6 +26,7 @@ from luthier.data.templates import TEMPLATES
 from luthier.engine.batch import Batch
 from luthier.methods import METHODS
 from luthier.methods.base import Attached
+from luthier.methods.targets import packing
 from luthier.models import decode, forward, gate
 from luthier.models.base import Base
 from luthier.models.load import load_base
@@ -185,7 +186,7 @@ class AdaptedModel:
             "labels": list(self.labels),
             "problem": self.problem,
             "max_length": self.max_length,
-            "base": {"path": str(self.base.path), "fingerprint": self.base.fingerprint},
+            "base": {"path": str(self.base.path), "fingerprint": self.base.fingerprint, "quantize": packing(self.base)},
             "context": self.base.context,
             "positions": positions_of(self.base.model),
             "stop_ids": list(self.base.stop_ids),
@@ -198,7 +199,7 @@ class AdaptedModel:
 
         with tempfile.TemporaryDirectory() as scratch:
             self.save(Path(scratch) / "adapter")
-            fresh = load(Path(scratch) / "adapter", base=str(self.base.path), dtype="float32")
+            fresh = load(Path(scratch) / "adapter", base=str(self.base.path), dtype="float32", quantize="none")
             fresh.attached.merge()
             with atomic.publish_folder(Path(folder)) as staged:
                 fresh.base.model.save_pretrained(staged)
@@ -220,8 +221,9 @@ def load(
 ) -> AdaptedModel:
     """The adapted model of a run directory, of an adapter folder, or of a folder that another tool wrote.
 
-    `base` names the base model (needed for folders without luthier.json); other keywords are `model:`
-    settings. ModelError when the base is not the one that the adapter was trained on.
+    `base` names the base model (needed for folders without luthier.json); other keywords are `model:` settings
+    (the base is quantised as it was in training, unless `quantize` says otherwise). ModelError when the base is
+    not the one that the adapter was trained on.
     """
     folder = adapter_folder(source)
     card = read_card(folder)
@@ -229,8 +231,9 @@ def load(
     if not path:
         raise ModelError(f"{folder} does not say its base model", where=str(folder), remedy="give base=… (--base)")
     task = TASKS.parse(card.get("task", "instruct"))
+    packed = (card.get("base") or {}).get("quantize", "none")
     loaded = load_base(
-        ModelSettings(path=path, **model),
+        ModelSettings(**{"path": path, "quantize": packed, **model}),
         task=task.name,
         labels=tuple(card.get("labels", ())) or None,
         problem=card.get("problem", "single"),

@@ -189,7 +189,8 @@ def float32_copy(adapted: AdaptedModel) -> AdaptedModel:
 
     with tempfile.TemporaryDirectory() as scratch:
         adapted.save(Path(scratch) / "adapter")
-        return load(Path(scratch) / "adapter", base=str(adapted.base.path), dtype="float32", device=str(adapted.device))
+        options = {"dtype": "float32", "quantize": "none", "device": str(adapted.device)}
+        return load(Path(scratch) / "adapter", base=str(adapted.base.path), **options)
 
 
 def hashes(folder: Path) -> dict[str, str]:

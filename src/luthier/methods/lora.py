@@ -92,6 +92,7 @@ class Lora:
         from luthier.methods.modules.low_rank import LowRank
 
         seed_everything(seed)
+        self._refuse_packed(base)
         names = targets.resolve(base, self.params.targets, self.params.layers)
         attached = LowRank(base, self._config(base, names), self._also(base, names))
         if self.params.init in ("pissa", "olora"):
@@ -108,6 +109,17 @@ class Lora:
         from luthier.methods.modules.low_rank import LowRank
 
         return LowRank.read(folder, base, trainable)
+
+    def _refuse_packed(self, base: Base) -> None:
+        from luthier.core.errors import ModelError
+
+        on_cpu = next(base.model.parameters()).device.type == "cpu"
+        if self.params.dora and on_cpu and targets.packing(base) == "int8":
+            raise ModelError(
+                "DoRA reads the norms of the frozen weights, which 8-bit weights on a CPU do not give",
+                where="method.dora",
+                remedy="dora: false, or model.quantize: nf4",
+            )
 
     def _alpha(self) -> float:
         return self.params.alpha if self.params.alpha is not None else 2.0 * self.params.r

@@ -91,8 +91,23 @@ class Peft:
         from luthier.methods.modules.tuned import Tuned
 
         config = self._config(base)
+        self._refuse_packed(base)
         seed_everything(seed)
         return Tuned(base, config)
+
+    def _refuse_packed(self, base: Base) -> None:
+        """4-bit weights have no rows and columns; only tuners with layers of their own for them know that."""
+        from importlib.util import find_spec
+
+        from luthier.core.errors import ModelError
+
+        name = self.params.type.lower()
+        if targets.packing(base) == "nf4" and find_spec(f"peft.tuners.{name}.bnb") is None:
+            raise ModelError(
+                f"PEFT's {name} has no layer for 4-bit weights",
+                where="method.type",
+                remedy="lora, or model.quantize: int8",
+            )
 
     @classmethod
     def reload(cls, folder: Path, base: Base, trainable: bool = False) -> Tuned:

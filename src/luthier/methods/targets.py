@@ -91,6 +91,15 @@ def is_transposed(base: Base, name: str) -> bool:
     return not hasattr(getattr(module, "base_layer", module), "in_features")
 
 
+def packing(base: Base) -> str:
+    """nf4 | int8 | none: how the frozen weights are packed."""
+    settings: Any = getattr(base.model.config, "quantization_config", None)
+    if not quantized(base) or settings is None:
+        return "none"
+    known = settings if isinstance(settings, dict) else settings.to_dict()
+    return "nf4" if known.get("load_in_4bit") else "int8"
+
+
 def quantized(base: Base) -> bool:
     """Whether the frozen weights are packed (4-bit, 8-bit): nothing can be folded into them."""
     return getattr(base.model, "is_quantized", False)

@@ -263,6 +263,8 @@ def _expected(config: Mapping[str, Any], base: Base) -> Iterator[tuple[str, tupl
         if weight is None or weight.dim() != 2 or is_table or not _matches(name, wanted):
             continue
         wide, out = tuple(weight.shape) if type(module).__name__ == "Conv1D" else tuple(weight.shape)[::-1]
+        if hasattr(module, "in_features"):  # packed 4-bit weights have another shape than they stand for
+            wide, out = int(module.in_features), int(module.out_features)
         rank = None if ranks else config.get("r")
         stem = f"base_model.model.{name}"
         yield f"{stem}.lora_A.weight", (rank, wide) if rank else None
