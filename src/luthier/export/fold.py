@@ -189,7 +189,7 @@ def float32_copy(adapted: AdaptedModel) -> AdaptedModel:
 
     with tempfile.TemporaryDirectory() as scratch:
         adapted.save(Path(scratch) / "adapter")
-        options = {"dtype": "float32", "quantize": "none", "device": str(adapted.device)}
+        options: dict[str, Any] = {"dtype": "float32", "quantize": "none", "device": str(adapted.device)}
         return load(Path(scratch) / "adapter", base=str(adapted.base.path), **options)
 
 
