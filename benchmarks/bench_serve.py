@@ -1,10 +1,11 @@
 """Serving many adapters: the slot engine beside Hugging Face's and PEFT's `generate`, interleaved, one thread.
 
-    python benchmarks/bench_serve.py [--rounds 3] [--out benchmarks/results/serve.json]
+    python benchmarks/bench_serve.py [--rounds 3] [--more] [--out benchmarks/results/serve.json]
 
 A random Llama of 25 M parameters (8 × 384, 6/2 heads, vocabulary 16,384) and four LoRAs of rank 16. Rates are useful
 tokens for each second of processor time of this process (wall time stands beside): other work on the machine moves
-processor time less. Ratios are taken within a round, then the median over rounds.
+processor time less. Ratios are taken within a round, then the median over rounds. `--more` keeps the rounds that the
+file holds already, so that a busy machine can be asked for one at a time.
 """
 
 from __future__ import annotations
@@ -173,6 +174,24 @@ def ragged(names: list[str]) -> list[Asked]:
     ]  # fmt: skip
 
 
+def first_tokens(served: Served, engine: Engine, rows: list[Asked]) -> float:
+    """Median milliseconds of processor time until the first token, when all ask at once."""
+    engine.held.clear()
+    began, came = time.process_time(), [0.0] * len(rows)
+
+    def deliver(place: int) -> Callable[[Any], None]:
+        def first(token: Any) -> None:
+            came[place] = came[place] or time.process_time() - began
+
+        return first
+
+    for place, row in enumerate(rows):
+        engine.submit(served.request(row, deliver(place)))
+    while not engine.idle:
+        engine.step()
+    return 1e3 * statistics.median(came)
+
+
 def gap(served: Served, budget: int) -> dict[str, float]:
     """Eight answers run, a prompt of 1,500 tokens arrives: the longest step, and its time to the first token."""
     engine, source = Engine(served.base, slots=9, budget=budget), random.Random(3)
@@ -225,6 +244,10 @@ def one_round(peers: Peers, served: Served, engines: dict[int, Engine]) -> dict[
             "static": same("engine", "peft static"),
             "one request": same("engine one", "transformers one"),
         },
+        "first_token_ms": {
+            "16 at once": first_tokens(served, engines[16], mixed),
+            "alone": first_tokens(served, engines[1], base[:1]),
+        },
         "long_prompt": {"budget 256": chunked, "unchunked": unchunked},
         "ratios": {
             "engine 4 LoRA / peft one by one": rate["engine"] / rate["peft alone"],
@@ -252,6 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serve.json"))
+    parser.add_argument("--more", action="store_true", help="keep the rounds that the file holds")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -259,10 +283,16 @@ def main() -> None:
         peers, served = Peers(Path(scratch)), Served(Path(scratch))
         engines = {slots: Engine(served.base, slots=slots) for slots in (1, 16)}
         served.run(engines[16], equal([f"lora{number}" for number in range(LORAS)])[:4])
-        rounds = []
+        kept = options.more and options.out.is_file()
+        rounds = json.loads(options.out.read_text("utf-8"))["rounds"] if kept else []
         for number in range(options.rounds):
             rounds.append(one_round(peers, served, engines))
             print(f"round {number + 1}:", json.dumps(rounds[-1]["ratios"]), flush=True)
+    write(options.out, rounds, engines[16].pool.bytes_per_slot())
+
+
+def write(out: Path, rounds: list[dict[str, Any]], slot: int) -> None:
+    """Medians and ranges over the rounds, printed and as JSON."""
     ratios = {}
     for name, (sign, wanted) in WANTED.items():
         values = [one["ratios"][name] for one in rounds]
@@ -271,10 +301,9 @@ def main() -> None:
         ratios[name] = {"median": middle, "range": [min(values), max(values)], "wanted": f"{sign} {wanted}", "met": met}
         print(f"{name:45} {middle:6.2f}  ({min(values):.2f} to {max(values):.2f})  wanted {sign} {wanted}: {met}")
     machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
-    slot = engines[16].pool.bytes_per_slot()
     report = {"machine": machine, "ratios": ratios, "bytes_per_slot": slot, "rounds": rounds}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ def command(
     loaded = open_base(base, adapters, threads)
 
     def said(kind: str, **fields: object) -> None:
+        if fields["one_by_one"]:
+            err().print(Text(f"answers are made one by one: {fields['one_by_one']}"))
         models = ", ".join(str(name) for name in fields["models"])  # type: ignore[attr-defined]
         err().print(Text(f"serving {models} on http://{fields['host']}:{fields['port']}/v1  (ctrl-C ends)"))
 

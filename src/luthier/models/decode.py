@@ -129,7 +129,7 @@ def _batch(
     made: list[list[int]] = [[] for _ in prompts]
     if limit == 0:
         return [Generation([], "length") for _ in prompts]
-    state = _start(base, batch, virtual)
+    state = start(base, batch, virtual)
     open_rows = torch.ones(len(prompts), dtype=torch.bool)
     for step in range(limit):
         tokens = sampler(forward.logits(base, state.last).float())
@@ -139,7 +139,7 @@ def _batch(
                 open_rows[index] = token not in stops
         if not bool(open_rows.any()) or step + 1 == limit:
             break
-        _advance(base, state, tokens)
+        advance(base, state, tokens)
     return [Generation(ids, "stop" if ids and ids[-1] in stops else "length") for ids in made]
 
 
@@ -149,7 +149,7 @@ def _row(prompt: Sequence[int], task: int) -> Row:
 
 
 @dataclass
-class _State:
+class State:
     """The cache and what the next step needs."""
 
     last: Tensor  # [R, hidden]
@@ -159,7 +159,7 @@ class _State:
     memory: tuple[Tensor, Tensor] | None = None  # encoder states and mask of encoder-decoder models
 
 
-def _start(base: Base, batch: Batch, virtual: forward.Virtual | None) -> _State:
+def start(base: Base, batch: Batch, virtual: forward.Virtual | None) -> State:
     """The prompts read, nothing said yet."""
     if base.kind != "encoder_decoder":
         return _prefill(base, batch, virtual)
@@ -170,10 +170,10 @@ def _start(base: Base, batch: Batch, virtual: forward.Virtual | None) -> _State:
     cache = seq2seq.fresh_cache(base, virtual, len(prompts), always=True)
     begin = torch.full((len(prompts), 1), seq2seq.start_token(base), device=batch.input_ids.device)
     states, cache = seq2seq.decode(base, begin, *memory, cache)
-    return _State(states[:, -1], memory[1], begin[:, 0], cache, memory)
+    return State(states[:, -1], memory[1], begin[:, 0], cache, memory)
 
 
-def _prefill(base: Base, batch: Batch, virtual: forward.Virtual | None) -> _State:
+def _prefill(base: Base, batch: Batch, virtual: forward.Virtual | None) -> State:
     """All prompts at once, left-padded; virtual entries are put between the padding and the row's own tokens."""
     from transformers import DynamicCache
 
@@ -200,7 +200,7 @@ def _prefill(base: Base, batch: Batch, virtual: forward.Virtual | None) -> _Stat
     out = base.anatomy.backbone(
         attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
     )
-    return _State(out.last_hidden_state[:, -1], mask, lengths.to(device) + extra, out.past_key_values)
+    return State(out.last_hidden_state[:, -1], mask, lengths.to(device) + extra, out.past_key_values)
 
 
 def _splice(words: Tensor, virtual: forward.Virtual, pads: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def _splice(words: Tensor, virtual: forward.Virtual, pads: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def _advance(base: Base, state: _State, tokens: Tensor) -> None:
+def advance(base: Base, state: State, tokens: Tensor) -> None:
     if state.memory is not None:
         from luthier.models import seq2seq
 

@@ -95,16 +95,16 @@ def share(base: Base, own: frozenset[str] = frozenset(), implementation: str = a
     return replace(base, model=model, anatomy=anatomy.of(model))
 
 
-def open_adapter(name: str, folder: str | Path, base: Base) -> Served:
+def open_adapter(name: str, folder: str | Path, base: Base, implementation: str = attention.NAME) -> Served:
     """Load an adapter onto a tree of its own. ModelError when it is not for this base or does nothing."""
     place = adapter_folder(folder)
     check_adapter_folder(place)
-    own = _with_head(place, base) if is_classifier(place) else share(base, _rewritten(place, base))
+    own = _with_head(place, base) if is_classifier(place) else share(base, _rewritten(place, base), implementation)
     adapted = load_onto(place, own)
     if own.context != base.context:
         raise ModelError(f"{name} was trained with another window plan than the served base", where=str(folder))
     served = Served(name, adapted, own, lora=_light(adapted), source=str(folder))
-    _refuse_without_effect(served)
+    _refuse_without_effect(served, str(base.model.config._attn_implementation))
     return served
 
 
@@ -141,7 +141,7 @@ def _with_head(folder: Path, base: Base) -> Base:
     return made
 
 
-def _refuse_without_effect(served: Served) -> None:
+def _refuse_without_effect(served: Served, plainly: str) -> None:
     """An adapter that leaves the base as it is was not applied: prefix and PEFT mixtures fail that way silently."""
     adapted = served.adapted
     assert adapted is not None
@@ -149,7 +149,7 @@ def _refuse_without_effect(served: Served) -> None:
     row = Row("probe", torch.tensor(ids).numpy(), torch.tensor(ids).numpy())
     batch = from_rows([row])
     before = adapted.base.model.config._attn_implementation
-    adapted.base.model.set_attn_implementation("sdpa")
+    adapted.base.model.set_attn_implementation(plainly)
     try:
         with torch.no_grad():
             tuned = adapted.hidden(batch).float()

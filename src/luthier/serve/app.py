@@ -239,8 +239,7 @@ def serve(
     emit: Callable[..., None] | None = None,
 ) -> None:
     """Load, listen, drain on SIGTERM. RecipeError for an open address without a key."""
-    from luthier.serve.engine import Engine
-    from luthier.serve.start import prove_exact
+    from luthier.serve.start import engine_for
 
     limits = limits or Limits()
     if host in LOCAL:
@@ -251,15 +250,16 @@ def serve(
             where="--host",
             remedy=f"--api-key-file FILE or {KEY_VARIABLE}, or stay on 127.0.0.1",
         )
-    prove_exact(Engine(base, slots=2), base)
-    registry = Registry(base, base_name, roots)
+    build, way, reason = engine_for(base, slots)
+    registry = Registry(base, base_name, roots, way)
     for name, folder in adapters.items():
         registry.load(name, folder)
-    server = Server(registry, Worker(lambda: Engine(base, slots=slots)), limits)
+    server = Server(registry, Worker(build), limits)
     _open_more_files()
     sockets = listen(host, port)
     if emit is not None:
-        emit("serving", host=host, port=sockets[0].getsockname()[1], models=registry.names())
+        port = sockets[0].getsockname()[1]
+        emit("serving", host=host, port=port, models=registry.names(), one_by_one=reason)
     with _own_signals():
         listener(configure(server)).run(sockets=sockets)
 

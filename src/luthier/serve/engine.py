@@ -74,7 +74,7 @@ class Engine:
 
     def __init__(self, base: Base, slots: int = 16, budget: int = 256, kv_bytes: int | None = None):
         if base.kind != "decoder":
-            raise ModelError("only decoder models generate; classification runs are served by /v1/classify")
+            raise ModelError(f"only decoder models run in slots, and this is an {base.kind}")
         _refuse_moving_positions(base)
         self.base = share(base)
         self.budget = budget

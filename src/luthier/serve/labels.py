@@ -38,9 +38,9 @@ def _logits(adapted: AdaptedModel, texts: list[str]) -> list[torch.Tensor]:
     place = Source("request", 0)
     asked = [Example(str(at), (Turn("user", text),), place, any_label) for at, text in enumerate(texts)]
     settings = DataSettings(train="request", max_length=adapted.max_length)
-    base, options = adapted.base, {"labels": adapted.labels, "stop_id": adapted.base.stop_ids[0]}
+    tokenizer, stop = adapted.base.tokenizer, adapted.base.stop_ids[0]
     with TOKENIZING:
-        rows = encode(asked, adapted.template, base.tokenizer, settings, "classify", **options)
+        rows = encode(asked, adapted.template, tokenizer, settings, "classify", labels=adapted.labels, stop_id=stop)
     if len(rows) != len(texts):
         raise ApiError(400, f"a text does not fit {adapted.max_length} tokens", "context_length_exceeded", "input")
     return [adapted.row_logits(from_rows([rows[at]]))[0].double() for at in range(len(texts))]

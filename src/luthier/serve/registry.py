@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, ModelError
 from luthier.models.base import Base
+from luthier.serve import attention
 from luthier.serve.adapters import Served, new, open_adapter, tasks_of
 from luthier.serve.schema import ApiError
 
@@ -17,8 +18,8 @@ from luthier.serve.schema import ApiError
 class Registry:
     """The base and its adapters by name."""
 
-    def __init__(self, base: Base, base_name: str, roots: tuple[Path, ...] = ()):
-        self.base, self.base_name = base, base_name
+    def __init__(self, base: Base, base_name: str, roots: tuple[Path, ...] = (), implementation: str = attention.NAME):
+        self.base, self.base_name, self.implementation = base, base_name, implementation
         self.roots = tuple(root.resolve() for root in roots)
         self.created = int(time.time())
         self.template: Any = None
@@ -58,7 +59,7 @@ class Registry:
         if name == self.base_name:
             raise ModelError(f"{name!r} is the name of the base", where=str(folder), remedy="--base-name, or NAME=RUN")
         with self._lock:
-            served = _opened(name, folder, self.base)
+            served = _opened(name, folder, self.base, self.implementation)
             made = {name: served}
             if tasks := tasks_of(served):
                 made = {f"{name}:{task}": replace(served, task=at, version=new()) for at, task in enumerate(tasks)}
@@ -98,10 +99,10 @@ class Registry:
             self._served = left
 
 
-def _opened(name: str, folder: Path, base: Base) -> Served:
+def _opened(name: str, folder: Path, base: Base, implementation: str) -> Served:
     """Past the gate, and with a clear word for whatever the gate does not know."""
     try:
-        return open_adapter(name, folder, base)
+        return open_adapter(name, folder, base, implementation)
     except (LuthierError, MemoryError):
         raise
     except Exception as error:

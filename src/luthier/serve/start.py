@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.adapted import adapter_folder, read_card
 from luthier.core.errors import ModelError, RecipeError
 from luthier.models.base import Base
+
+if TYPE_CHECKING:
+    from luthier.serve.engine import Engine
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PROBES = 3
@@ -52,6 +55,22 @@ def open_base(path: str | None, adapters: dict[str, Path], threads: int | None =
     if path is None and known is None:
         raise RecipeError("nothing says which base to serve", where="--base", remedy="--base MODEL, or name a run")
     return load_base(ModelSettings(path=str(path or known)), context=context)
+
+
+def engine_for(base: Base, slots: int) -> tuple[Callable[[], Engine], str, str]:
+    """How engines are built, the attention of the adapters' trees, and why answers are made one by one ("": they are
+    not). The slot engine where it is exact, else the model's own forward."""
+    from luthier.serve import attention
+    from luthier.serve.engine import Engine
+    from luthier.serve.one_by_one import OneByOne
+
+    try:
+        prove_exact(Engine(base, slots=2), base)
+    except ModelError as error:
+        if base.kind == "encoder":
+            raise
+        return lambda: OneByOne(base, slots), str(base.model.config._attn_implementation), error.what
+    return lambda: Engine(base, slots=slots), attention.NAME, ""
 
 
 def prove_exact(engine: Any, base: Base) -> None:

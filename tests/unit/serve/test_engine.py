@@ -76,7 +76,11 @@ def drain(engine, most=5000):
     raise AssertionError("the engine never came to rest")
 
 
-@pytest.mark.parametrize(("slots", "budget"), [(1, 24), (5, 7), (16, 256)])
+EVERYDAY = [(1, 24), (5, 7), (16, 256)]
+OTHERS = [(slots, budget) for slots in (1, 5, 16) for budget in (7, 24, 256) if (slots, budget) not in EVERYDAY]
+
+
+@pytest.mark.parametrize(("slots", "budget"), EVERYDAY + [pytest.param(*one, marks=pytest.mark.soak) for one in OTHERS])
 def test_every_kind_in_company_is_what_it_is_alone(registry, expected, base, slots, budget):
     engine = Engine(base, slots=slots, budget=budget)
     jobs = [(name, text) for text in PROMPTS for name in expected]

@@ -15,7 +15,7 @@ from luthier.models.settings import ModelSettings
 from luthier.serve.engine import Engine
 from luthier.serve.registry import Registry
 from luthier.serve.request import Request, Sampling
-from luthier.serve.start import prove_exact
+from luthier.serve.start import engine_for, prove_exact
 from luthier.tasks import TASKS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "battery"))
@@ -34,6 +34,9 @@ def config(kind):
         return t.GPTNeoXConfig(hidden_dropout=0.0, attention_dropout=0.0, **MORE)
     if kind == "gemma2":
         return t.Gemma2Config(num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, **MORE)
+    if kind == "dynamic":
+        scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+        return t.LlamaConfig(num_key_value_heads=2, rope_parameters=scaled, **MORE)
     return models._config(kind)
 
 
@@ -57,13 +60,9 @@ METHODS = {"lora": {"name": "lora", "r": 4, "targets": "all-linear"}, "prefix": 
            "prompt": {"name": "prompt", "length": 2}, "bottleneck": {"name": "bottleneck", "reduction": 4}}  # fmt: skip
 
 
-@pytest.mark.parametrize("saved", ["llama", "qwen3", "mistral", "gpt2", "neox", "opt"], indirect=True)
-def test_a_family_in_company_is_what_it_is_alone(saved):
-    path = str(saved / "model")
-    base = load_base(ModelSettings(path=path))
-    prove_exact(Engine(base, slots=2), base)
-    registry, expected = Registry(base, "base"), {}
-    prompts = [[5, 9, 11, 30], list(range(3, 25)), [40, 41]]
+def adapters_and_answers(saved, path, prompts, registry):
+    """Every method saved and loaded under its name; name → what `generate` says for the prompts."""
+    expected = {}
     for number, (name, method) in enumerate(METHODS.items()):
         own = load_base(ModelSettings(path=path))
         task = TASKS.parse("language_model")
@@ -73,14 +72,22 @@ def test_a_family_in_company_is_what_it_is_alone(saved):
                 weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 0.2)
         adapted.save(saved / name)
         again = load_onto(saved / name, load_base(ModelSettings(path=path)))
-        expected[name] = decode.generate(again, prompts, max_new_tokens=12, stop_ids=(2,))
+        expected[name] = [answer(again, ids) for ids in prompts]
         registry.load(name, saved / name)
     with again.off():
-        expected["base"] = decode.generate(again, prompts, max_new_tokens=12, stop_ids=(2,))
-    engine = Engine(base, slots=4, budget=16)
+        expected["base"] = [answer(again, ids) for ids in prompts]
+    return expected
+
+
+def answer(adapted, ids):
+    return decode.generate(adapted, [ids], max_new_tokens=12, stop_ids=(2,))[0].ids
+
+
+def asked_together(engine, registry, prompts, names):
+    """(name, prompt, request) of all, run to their ends."""
     asked = []
     for at, ids in enumerate(prompts):
-        for name in expected:
+        for name in names:
             sampling = Sampling(temperature=0.0, max_new_tokens=12)
             request = Request(registry.get(name), list(ids), sampling, lambda token: None, frozenset((2,)))
             asked.append((name, at, request))
@@ -89,13 +96,45 @@ def test_a_family_in_company_is_what_it_is_alone(saved):
         engine.step()
         if engine.idle:
             break
-    wrong = [(name, at) for name, at, request in asked if request.made != expected[name][at].ids]
-    assert wrong == []
-    assert len({tuple(expected[name][1].ids) for name in expected}) >= 4
+    return asked
 
 
-@pytest.mark.parametrize("saved", ["gemma2"], indirect=True)
-def test_soft_caps_are_refused_with_a_clear_word(saved):
-    base = load_base(ModelSettings(path=str(saved / "model")))
-    with pytest.raises(ModelError, match=r"soft caps|cannot run"):
+PROMPTS = [[5, 9, 11, 30], list(range(3, 25)), [40, 41]]
+
+
+@pytest.mark.parametrize("saved", ["llama", "qwen3", "mistral", "gpt2", "neox", "opt"], indirect=True)
+def test_a_family_in_company_is_what_it_is_alone(saved):
+    path = str(saved / "model")
+    base = load_base(ModelSettings(path=path))
+    prove_exact(Engine(base, slots=2), base)
+    registry = Registry(base, "base")
+    expected = adapters_and_answers(saved, path, PROMPTS, registry)
+    asked = asked_together(Engine(base, slots=4, budget=16), registry, PROMPTS, expected)
+    assert [(name, at) for name, at, request in asked if request.made != expected[name][at]] == []
+    assert len({tuple(expected[name][1]) for name in expected}) >= 4
+
+
+@pytest.mark.parametrize(
+    ("saved", "why"), [("gemma2", "soft caps"), ("dynamic", "depend on the length")], indirect=["saved"]
+)
+def test_what_the_slots_cannot_hold_is_answered_one_by_one(saved, why):
+    path = str(saved / "model")
+    base = load_base(ModelSettings(path=path))
+    with pytest.raises(ModelError, match=rf"{why}|cannot run"):
         prove_exact(Engine(base, slots=2), base)
+    build, way, reason = engine_for(base, 3)
+    assert reason
+    registry, engine = Registry(base, "base", (), way), build()
+    expected = adapters_and_answers(saved, path, PROMPTS, registry)
+    asked = asked_together(engine, registry, PROMPTS, expected)
+    assert [(name, at) for name, at, request in asked if request.made != expected[name][at]] == []
+    assert {request.finish for _, _, request in asked} <= {"stop", "length"}
+    assert len({tuple(expected[name][1]) for name in expected}) >= 4
+    assert sorted(engine.free) == [0, 1, 2]
+    assert not engine._states
+
+
+def test_the_slot_engine_is_taken_where_it_is_exact():
+    base = load_base(ModelSettings(path="builtin"))
+    build, way, reason = engine_for(base, 3)
+    assert (type(build()), way, reason) == (Engine, "luthier_slots", "")
