@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from luthier.engine import varlen
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -67,6 +69,8 @@ def segment_attention(
     `window` is a sliding window. A segment with a path sees that path before itself (causal only).
     Source of the grouping: one SDPA call a length beats one call a segment where many rows are short.
     """
+    if varlen.fits(query, softcap, dropout):
+        return varlen.attend(query, key, value, segments, causal, scale, window, prefix)
     parts: list[Tensor] = []
     order: list[int] = []
     # split, not one slice a segment: the backward of a split is one `cat`, that of a slice a tensor of zeros each
