@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 from pathlib import Path
 
 import cells as battery
 import models as tiny
+import numpy as np
+import properties
 import pytest
 import torch
 
+import luthier
 from luthier.core.errors import CannotMerge, ModelError, RecipeError
+from luthier.core.types import IGNORE
 from luthier.methods import METHODS
 from luthier.methods.modules.virtual_tokens import VirtualTokens
 from luthier.models import decode
 from luthier.recipe import Recipe
+from luthier.tasks.token_loss import token_loss
 
 
 @pytest.mark.parametrize("method", ["prefix", "dynamic_prefix", "{name: stack, preset: mam}"])
@@ -43,6 +51,13 @@ def test_b3_b20_left_padded_generation_is_the_single_one(kind: str, method: str)
     assert [one.ids for one in together] == [one.ids for one in alone]
 
 
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_b7_b8_with_a_cache_and_without_one(kind: str, method: str) -> None:
+    """PEFT fails on static caches and says other tokens without one; here both ways give the same tokens."""
+    assert properties.generation(battery.Cell(method, kind, False)) == "yes"
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_b4_decoder_heads_pool_the_last_real_token(kind: str) -> None:
     """With a prompt before and padding behind."""
@@ -63,10 +78,39 @@ def test_b9_resume_keeps_the_network_behind_a_prompt() -> None:
         assert "offset" in attached.state()
 
 
-def test_b13_a_prompt_that_eats_the_window_is_refused() -> None:
+def test_a_prompt_that_eats_the_window_is_refused() -> None:
     """Virtual tokens take positions."""
     with pytest.raises(ModelError, match="window"):
         METHODS.parse({"name": "prefix", "length": tiny.WINDOW}).attach(tiny.base("gpt2"), 0)
+
+
+def test_b17_rows_without_a_target_have_no_loss_and_no_gradient() -> None:
+    """transformers' mean over nothing is nan; a sum over nothing is 0."""
+    row = battery.rows()[0]
+    base = tiny.base("llama")
+    attached = METHODS.parse({"name": "lora", "r": 2}).attach(base, 0)
+    masked = battery.batch(True, [dataclasses.replace(row, labels=np.full_like(row.labels, IGNORE))])
+    found = token_loss(base, masked, None, "padded")
+    found.total.backward()
+    assert float(found.total.detach()) == 0
+    assert all(float(weight.grad.abs().sum()) == 0 for weight in attached.parameters().values())
+    ids = torch.tensor(row.input_ids[None]).long()
+    assert math.isnan(float(base.model(input_ids=ids, labels=torch.full_like(ids, IGNORE)).loss))
+
+
+def test_b18_the_same_shape_of_another_base_is_refused(tmp_path: Path) -> None:
+    """PEFT puts an adapter on any base that it fits; here the fingerprint of the weights decides."""
+    from luthier.adapted import attach, load_onto
+    from luthier.data.templates import TEMPLATES
+    from luthier.tasks import TASKS
+
+    base = tiny.base("llama")
+    attach(base, "prefix", TASKS.parse("instruct"), TEMPLATES.parse("plain"), seed=0).save(tmp_path / "adapter")
+    other = tiny.base("llama")
+    other.fingerprint = {**other.fingerprint, "weights": "another"}
+    with pytest.raises(ModelError, match="not those that this adapter was trained on"):
+        load_onto(tmp_path / "adapter", other)
+    assert luthier.load(tmp_path / "adapter", base=str(tiny.folder("llama"))).tasks == ()
 
 
 def test_b18_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -85,6 +129,22 @@ def test_b19_a_stack_trains_all_its_parts() -> None:
     battery.loss(base, attached).backward()
     assert all(weight.grad is not None for weight in attached.parameters().values())
     assert {name.split(".")[0] for name in attached.parameters()} == {"0", "1"}
+
+
+def test_b21_prefixes_that_are_only_read_are_not_trained(tmp_path: Path) -> None:
+    """After PEFT's set_adapter every prefix stays trainable; what is loaded here is frozen unless asked."""
+    spec = {"name": "multitask_prefix", "length": 3, "tasks": ("a", "b")}
+    METHODS.parse(spec).attach(tiny.base("llama"), 0).save(tmp_path)
+    for trainable in (False, True):
+        again = METHODS.get("multitask_prefix").reload(tmp_path, tiny.base("llama"), trainable)
+        assert {weight.requires_grad for weight in again.parameters().values()} == {trainable}
+
+
+def test_b23_no_run_goes_through_the_trainer() -> None:
+    """Names that transformers renames cannot break a recipe: its Trainer is only a peer in the benchmark."""
+    source = Path(luthier.__file__).parent
+    users = {path.parent.name for path in source.rglob("*.py") if "TrainingArguments" in path.read_text("utf-8")}
+    assert users <= {"bench"}
 
 
 def test_b22_a_stack_is_saved_and_read(tmp_path: Path) -> None:
@@ -158,3 +218,17 @@ def test_members_explain_their_rates(name: str) -> None:
     assert member.Params.__doc__
     for field in member.Params.model_fields.values():
         assert field.description or field.default is not None or field.default_factory or not field.is_required()
+
+
+def test_the_page_of_traps_names_tests_that_exist() -> None:
+    """docs/methods/peft_traps.md: B1 to B24, each with a test."""
+    root = Path(__file__).parents[3]
+    page = (root / "docs" / "methods" / "peft_traps.md").read_text("utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| B")]
+    numbers = {number for row in rows for number in re.findall(r"B(\d+)", row[1])}
+    assert numbers == {str(number) for number in range(1, 25)}
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row[-2])
+        assert named, row
+        for file, test in named:
+            assert f"def {test}(" in (root / file).read_text("utf-8"), (file, test)
