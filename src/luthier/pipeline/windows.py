@@ -263,8 +263,11 @@ def _arms(adapted: Any) -> list[tuple[str, Any]]:
         stack.enter_context(_own_positions(adapted.base))
         return stack
 
-    arms: list[tuple[str, Any]] = [("base", as_it_is)] if adapted.base.context["family"] == "rope" else []
-    return [*arms, ("untuned", adapted.off), ("tuned", nullcontext)]
+    plan = adapted.base.context
+    arms: list[tuple[str, Any]] = [("base", as_it_is)] if plan["family"] == "rope" else []
+    if not plan.get("control"):  # whose untuned positions are the base's own
+        arms.append(("untuned", adapted.off))
+    return [*arms, ("tuned", nullcontext)]
 
 
 def named_plan(plan: Mapping[str, Any]) -> str:
