@@ -241,3 +241,16 @@ def test_fault_D10_clock_and_time_zone_change_nothing(tmp_path, undisturbed, mon
 
     assert wait(in_child(work)) == 0
     assert outcome(tmp_path) == undisturbed()
+
+
+def test_fault_B6_what_a_refusal_advises_exists(tmp_path):
+    """The option that the message names is one of the verbs that can meet the refusal."""
+    from luthier.cli.app import build
+
+    for verb in ("run", "resume"):
+        options = {name for parameter in build(verb).params for name in parameter.opts}
+        assert {"--accept-changes", "--accept-data-change"} <= options
+    run = RunDir(tmp_path / "run")
+    place.begin(run, Recipe.parse("data: {train: rows.json}"), None)
+    with pytest.raises(RecipeError, match="--accept-changes"):
+        place.begin(run, Recipe.parse("data: {train: rows.json}\nseed: 7"), None)

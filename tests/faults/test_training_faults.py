@@ -86,44 +86,86 @@ def test_fault_D2_a_gradient_or_weight_that_is_not_finite(tmp_path, step):
     assert finite_on_disk(tmp_path)
 
 
-@pytest.mark.parametrize("policy", ["record", "stop", "rollback", "skip_row"])
-def test_fault_D3_a_planted_poison_row_is_found(tmp_path, policy):
-    toy, events = Toy(), []
+POISON = 22
+"""The step after which row r7 is poisonous."""
+
+
+def poisoned(folder, policy, events, look=None):
+    """A run of 30 steps with a poisonous row; (state, what `look(toy)` gave after each step). `events` is filled."""
+    import toy_run
+
+    toy, seen, looks = Toy(), {"step": 0}, {}
 
     def loss(batch):
         made = toy.loss(batch)
-        if "r7" in batch.row_ids and seen["step"] >= 22:
+        if "r7" in batch.row_ids and seen["step"] >= POISON:
             factor = torch.ones(len(batch.row_ids))
             factor[list(batch.row_ids).index("r7")] = 40
             rows = made.row_losses * factor
             return LossOutput(made.total * float(rows.sum() / made.row_losses.sum()), made.count, rows, made.row_counts)
         return made
 
-    seen = {"step": 0}
-
     def listen(record):
         events.append(record)
         if record["kind"] == "train":
             seen["step"] = record["step"]
-
-    import toy_run
+            looks[record["step"]] = look(toy) if look else None
 
     before, toy_run.STEPS = toy_run.STEPS, 30
+    options = {"spikes": policy, "save_every": 5, "evaluate_every": "never", "early_stop": None}
     try:
-        options = {"spikes": policy, "save_every": 5, "evaluate_every": "never", "early_stop": None}
-        if policy == "stop":
-            with pytest.raises(Diverged, match="r7"):
-                train(tmp_path, toy=toy, loss=loss, listen=listen, **options)
-        else:
-            _, state = train(tmp_path, toy=toy, loss=loss, listen=listen, **options)
-            assert state.finished
-            assert state.skipped == (["r7"] if policy == "skip_row" else [])
+        _, state = train(folder, toy=toy, loss=loss, listen=listen, **options)
     finally:
         toy_run.STEPS = before
+    return state, looks
+
+
+@pytest.mark.parametrize("policy", ["record", "stop", "rollback", "skip_row"])
+def test_fault_D3_a_planted_poison_row_is_found(tmp_path, policy):
+    events = []
+    if policy == "stop":
+        with pytest.raises(Diverged, match="r7") as caught:
+            poisoned(tmp_path, policy, events)
+        assert caught.value.exit_code == 4
+        last = max(record["step"] for record in events if record["kind"] == "train")
+        assert Checkpoints(tmp_path / "checkpoints").latest()[0].step == last - last % 5, "the last good one is kept"
+    else:
+        state, _ = poisoned(tmp_path, policy, events)
+        assert state.finished
+        assert state.skipped == (["r7"] if policy == "skip_row" else [])
     spikes = [record for record in events if record["kind"] == "spike"]
     assert spikes
     assert spikes[0]["rows"][0] == "r7"
     assert spikes[0]["policy"] == policy
+
+
+def weights_of(toy):
+    return {name: tensor.clone() for name, tensor in toy.state().items()}
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_fault_D3_a_rollback_is_the_last_regular_checkpoint_bit_for_bit(tmp_path):
+    events = []
+    _, looks = poisoned(tmp_path, "rollback", events, weights_of)
+    at = next(record["step"] for record in events if record["kind"] == "spike")
+    anchor = at - 1 - (at - 1) % 5
+    assert equal(looks[at], looks[anchor])
+    assert not equal(looks[at - 1], looks[anchor]) or at - 1 == anchor
+
+
+def test_fault_D3_record_applies_the_step_and_skip_row_leaves_the_row_out_from_then_on(tmp_path):
+    events, skipped = [], []
+    _, looks = poisoned(tmp_path / "record", "record", events, weights_of)
+    at = next(record["step"] for record in events if record["kind"] == "spike")
+    assert not equal(looks[at], looks[at - 1])
+    poisoned(tmp_path / "skip", "skip_row", skipped)
+    rows = read_jsonl(tmp_path / "skip" / "rows.jsonl")
+    assert any("r7" in record["rows"] for record in rows if record["step"] < at)
+    assert not any("r7" in record["rows"] for record in rows if record["step"] >= at)
+    assert [record["kind"] for record in skipped].count("spike") == 1
 
 
 def test_fault_D4_out_of_memory_is_told_when_one_row_does_not_fit(tmp_path):

@@ -13,7 +13,12 @@ def command(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key.path=value", help="Settings.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Directory of the run (default: a new one in runs/).")] = None,
     accept_changes: Annotated[
-        bool, typer.Option(help="Continue although recipe or data changed; recorded in the lineage.")
+        bool,
+        typer.Option(
+            "--accept-changes",
+            "--accept-data-change",
+            help="Continue although recipe or data changed; recorded in the lineage.",
+        ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:

@@ -75,7 +75,11 @@ def begin(run: RunDir, recipe: Recipe, source: Path | None, accept: bool = False
             raise RecipeError(
                 "this run directory was made by another recipe",
                 problems=[
-                    Problem(f"was {before!r}, is now {after!r}", where=key, remedy="undo it, or take a new --run-dir")
+                    Problem(
+                        f"was {before!r}, is now {after!r}",
+                        where=key,
+                        remedy="undo it, take a new --run-dir, or --accept-changes",
+                    )
                     for key, (before, after) in changed.items()
                 ],
             )
