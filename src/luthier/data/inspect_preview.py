@@ -23,7 +23,9 @@ def preview(rows: Sequence[Row], tokenizer: Any, seed: int, count: int = 3) -> s
         return "no training rows"
     drawn = sorted(generator(seed, "preview").permutation(len(rows))[:count].tolist())
     shown = [_shown(rows[at], tokenizer) for at in drawn]
-    head = f"{len(drawn)} of {len(rows)} training rows; what stands in {OPEN}…{CLOSE} is trained"
+    answers = any(row.target is None for row in (rows[at] for at in drawn))
+    trained = f"what stands in {OPEN}…{CLOSE}" if answers else "the target of each row"
+    head = f"{len(drawn)} of {len(rows)} training rows; {trained} is trained"
     return "\n\n".join([head, *shown]) + "\n"
 
 

@@ -53,6 +53,7 @@ def attention(window: Mapping[str, Any]) -> dict[str, Any] | None:
     """{"arms", "names", "rows": [(layer, [value of every name and arm])]}: means over heads, the last row of all."""
     found = _part(window, "attention")
     arms = [arm for arm in ("base", "untuned", "tuned") if _layers(found.get(arm))]
+    arms = [arms[0], *arms[-1:]] if len(arms) > 2 else arms  # before and after: more columns do not fit a page
     if not arms:
         return None
     names = [name for name in SHAPE if any(_mean(one.get(name)) for arm in arms for one in _layers(found[arm]))]
@@ -147,5 +148,6 @@ def _heat(axes: Any, arm: str, grid: Sequence[Any], texts: Mapping[str, str]) ->
     axes.set_xticks(range(len(depths)), [str(depth) for depth in depths], fontsize=8)
     axes.set_yticks(range(len(lengths)), [str(length) for length in lengths], fontsize=8)
     axes.set_xlabel(texts["longer.depth"], fontsize=9, color=plots.INK)
+    axes.set_ylabel(texts["data.tokens"], fontsize=9, color=plots.INK)
     axes.set_title(f"{texts['longer.passkey_grid']}: {texts[f'longer.{arm}']}", fontsize=9, color=plots.INK)
     return shown

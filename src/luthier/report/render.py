@@ -315,8 +315,15 @@ def heatmap(layers: Any) -> dict[str, Any] | None:
             (value, "" if value is None else shade((value - low) / (high - low) if high > low else 0.15))
             for value in values
         ]
-    body = [(row.get("name"), [scaled[name][place] for name in columns]) for place, row in enumerate(rows)]
+    body = [(name, [scaled[name][place] for name in columns]) for place, name in enumerate(_short(rows))]
     return {"columns": columns, "rows": body} if columns else None
+
+
+def _short(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of layers without the path that all of them share: model.layers.0.mlp.up_proj → 0.mlp.up_proj"""
+    names = [words.show(row.get("name")).split(".") for row in rows]
+    shared = next((at for at, parts in enumerate(zip(*names, strict=False)) if len(set(parts)) > 1), 0)
+    return [".".join(name[shared:]) for name in names]
 
 
 def shade(strength: float) -> str:

@@ -25,7 +25,7 @@ def write(run: RunDir, status: Mapping[str, Any] | None = None) -> Path:
     story = judge(facts)
     language = str((facts.recipe.get("report") or {}).get("language", "en"))
     texts = words.table(language)
-    png = plots.draw(facts.curves, story["overfitting"], _curve_texts(language))
+    png = plots.draw(facts.curves, story["overfitting"], _curve_texts(language, task_name(facts.recipe)))
     atomic.write_bytes(run.curves, png)
     picture = longer.draw(facts.window, _curve_texts(language))
     if picture is not None:
@@ -53,11 +53,10 @@ def task_name(recipe: dict[str, Any]) -> str:
     return str(task.get("name", "instruct")) if isinstance(task, dict) else str(task)
 
 
-def _curve_texts(language: str) -> dict[str, str]:
+def _curve_texts(language: str, task: str = "instruct") -> dict[str, str]:
     """Labels of the picture; English where no installed font has the glyphs (never boxes)."""
-    if language == "zh" and plots.cjk_font() is None:
-        return words.table("en")
-    return words.table(language)
+    texts = words.table("en" if language == "zh" and plots.cjk_font() is None else language)
+    return {**texts, "curve.y": texts["curve.y_rows"]} if task == "classify" else texts
 
 
 def _json(value: Any) -> str:

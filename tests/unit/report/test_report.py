@@ -8,7 +8,7 @@ import fake_run
 import pytest
 
 from luthier.core.rundir import RunDir
-from luthier.report import headline, plots, words
+from luthier.report import headline, plots, render, words
 from luthier.report.write import write
 
 
@@ -118,6 +118,32 @@ def test_classification_tables(tmp_path):
     assert json.loads(run.report_json.read_text("utf-8"))["headline"]["metric"] == "accuracy"
     assert "positive" in page
     assert ">45<" in page
+
+
+def test_names_of_layers_leave_out_what_all_share():
+    names = ["model.layers.0.mlp.up_proj", "model.layers.10.mlp.up_proj", "model.layers.0.self_attn.q_proj"]
+    found = render.heatmap([{"name": name, "gradient_norm": 0.1} for name in names])
+    assert [name for name, _ in found["rows"]] == ["0.mlp.up_proj", "10.mlp.up_proj", "0.self_attn.q_proj"]
+    assert render.heatmap([{"name": "lm_head", "gradient_norm": 0.1}])["rows"][0][0] == "lm_head"
+
+
+def test_what_was_not_measured_is_not_called_ok(tmp_path):
+    run = fake_run.make(tmp_path / "run")
+    found = fake_run.health()
+    found["diagnoses"].append(
+        {"name": "forgetting", "status": "ok", "value": None, "threshold": None, "evidence": "not measured: no text"}
+    )
+    fake_run.write_json(run.health, found)
+    assert '<span class="badge unmeasured">not measured</span>' in write(run).read_text("utf-8")
+
+
+def test_the_loss_of_a_classification_is_per_row(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(plots, "draw", lambda curves, verdict, texts: seen.update(texts) or b"png")
+    run = fake_run.make(tmp_path / "run")
+    run.resolved.write_text("task: {name: classify}\n", "utf-8")
+    write(run)
+    assert seen["curve.y"] == "loss (per row)"
 
 
 @pytest.mark.parametrize(
