@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import time
 
@@ -225,7 +226,7 @@ def test_fault_D9_another_thread_count_or_version_warns(tmp_path, monkeypatch):
 
 # ---- E
 CODES = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE,
-         errno.EFBIG, errno.ENOMEM]  # fmt: skip
+         errno.EFBIG, errno.ENOMEM, errno.ENOENT, errno.ESTALE]  # fmt: skip
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -249,6 +250,19 @@ def test_fault_E5_a_disk_that_refuses_is_exit_5_and_loses_nothing(tmp_path, undi
     assert not (tmp_path / "adapter").exists()
     finish(lambda: train(tmp_path))
     assert outcome(tmp_path) == undisturbed()
+
+
+def test_fault_E5_a_run_directory_deleted_under_the_run_is_exit_5(tmp_path):
+    """Its logs would go on into nowhere, and checkpoints into a new folder of the same name."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def delete(record):
+        if record["kind"] == "train" and record["step"] == 5:
+            shutil.rmtree(folder)
+
+    assert wait(in_child(lambda: train(folder, listen=delete))) == 5
+    assert not (folder / "adapter").exists()
 
 
 def test_fault_E5_words_name_the_place_the_need_and_the_cause(tmp_path):

@@ -6,6 +6,7 @@ between an interrupted-and-resumed run and an undisturbed one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -68,6 +69,8 @@ class JsonLines:
     def sync(self) -> None:
         """Make what was written durable, the name too: a checkpoint's offset must be found after a power cut."""
         os.fsync(self._handle.fileno())
+        if os.fstat(self._handle.fileno()).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "the log was deleted while it was written", str(self.path))
         if not self._named:
             fsync_folder(self.path.parent)
             self._named = True

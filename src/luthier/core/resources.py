@@ -28,8 +28,15 @@ _FULL = {
     errno.EMFILE,
     errno.ENFILE,
     errno.ENOMEM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.ESTALE,
+    errno.EBUSY,
+    errno.ETIMEDOUT,
 }
-"""What writing meets when the place is full, forbidden or broken."""
+"""What writing meets when the place is full, forbidden, broken or gone."""
 
 
 def free_bytes(where: Path) -> int:
@@ -90,7 +97,7 @@ def _told(error: OSError, where: Path, need: int) -> OutOfResource:
             facts.append("the file system does not answer")
     return OutOfResource(
         f"cannot write: {os.strerror(number)} ({', '.join(facts)})",
-        where=str(where),
+        where=str(error.filename or where),
         remedy="mend the place or the limit, then run the same command: nothing good was lost",
     )
 
