@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shape", default="llama25m")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablation.json")
+    parser.add_argument("--most", type=int, default=len(TECHNIQUES), help="Techniques to measure now.")
     parser.add_argument("--worker", nargs=2, metavar=("FOLDER", "SWITCHES"))
     given = parser.parse_args()
     if given.worker:
@@ -63,11 +64,11 @@ def main() -> None:
         from luthier.bench.work import prepare
 
         work = prepare(Path(scratch), given.shape, 16)
-        for name, pair in TECHNIQUES.items():
-            if name not in kept:
-                kept[name] = measure(Path(scratch), pair, given.rounds)
-                facts = {key: work[key] for key in ("shape", "count", "tokens", "supervised")}
-                atomic.write_json(given.out, {"work": facts, "machine": machine(), "techniques": kept})
+        facts = {key: work[key] for key in ("shape", "count", "tokens", "supervised")}
+        for name in [name for name in TECHNIQUES if name not in kept][: given.most]:
+            kept[name] = measure(Path(scratch), TECHNIQUES[name], given.rounds)
+            ordered = {each: kept[each] for each in TECHNIQUES if each in kept}
+            atomic.write_json(given.out, {"work": facts, "machine": machine(), "techniques": ordered})
 
 
 def measure(folder: Path, pair: tuple[dict[str, Any], dict[str, Any]], rounds: int) -> dict[str, Any]:

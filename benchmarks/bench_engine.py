@@ -45,9 +45,14 @@ def main() -> None:
         shape, arm = todo[0]
         sys.stderr.write(f"{shape} {arm}\n")
         began = time.monotonic()
-        found = control.bench([arm], shape=shape, rows=ROWS[shape], rounds=EPOCHS[shape], trl=given.trl)
+        found = control.bench([arm], shape=shape, rows=ROWS[shape], rounds=EPOCHS[shape], trl=given.trl, say=tell)
         pairs.append({"shape": shape, "peer": arm, "minutes": round((time.monotonic() - began) / 60, 1), **found})
         atomic.write_json(given.out, {"tables": {name: table(pairs, name) for name in given.shapes}, "pairs": pairs})
+
+
+def tell(words: str) -> None:
+    """To stderr."""
+    sys.stderr.write(f"{words}\n")
 
 
 def missing(pairs: list[dict[str, Any]], shapes: list[str], arms: list[str], rounds: int) -> list[tuple[str, str]]:

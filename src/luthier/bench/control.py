@@ -61,10 +61,14 @@ class Arm:
         return found
 
     def end(self) -> None:
-        """Close its input and wait."""
+        """Close its input and wait; a process that is slow to leave has already said all it had to."""
         if self.process.stdin:
             self.process.stdin.close()
-        self.process.wait(30)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.errors.close()
 
 

@@ -1,6 +1,7 @@
 """The bench: the same work in every arm, honest ratios, arms that exist."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +54,17 @@ def test_arms_are_chosen():
         control.choose(["fast"], None)
     with pytest.raises(RecipeError, match="interpreter"):
         control.choose(["trl"], None)
+
+
+def test_a_process_that_does_not_leave_is_ended(tmp_path, monkeypatch):
+    (tmp_path / "deaf.py").write_text("import time; time.sleep(600)", "utf-8")
+    monkeypatch.setattr(control, "HERE", tmp_path)
+    (tmp_path / "deaf.py").rename(tmp_path / "peers.py")
+    arm = control.Arm("trl", tmp_path, sys.executable, 1)
+    wait = arm.process.wait
+    monkeypatch.setattr(arm.process, "wait", lambda seconds=None: wait(seconds and 0.1))
+    arm.end()
+    assert arm.process.returncode == -9
 
 
 @pytest.mark.slow
