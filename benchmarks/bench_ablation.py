@@ -1,6 +1,6 @@
 """What each technique of the engine gains by itself, in time and in memory: the same batch with it and without it.
 
-    python benchmarks/bench_ablation.py [--rounds 3] [--shape llama25m] [--out FILE.json]
+    python benchmarks/bench_ablation.py [--rounds 3] [--shape llama25m] [--only TECHNIQUE …] [--out FILE.json]
 
 A technique is a pair of arms; each arm is a process with its own model. Rounds are interleaved, a round is one forward
 and backward over the same rows, and the ratio is taken inside a round in CPU-seconds of the arm's own process. Memory
@@ -27,14 +27,14 @@ LORA = {"name": "lora", "r": 8, "alpha": 16, "dropout": 0.0, "targets": ["q_proj
 TOP = {**LORA, "layers": [-2, -1]}
 TECHNIQUES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "segments instead of padding": ({}, {"layout": "padded"}),
+    "shared prefix of 128 tokens": ({"prefix": 128, "shared": True}, {"prefix": 128}),
+    "frozen-trunk cache, over adapters in all layers": ({"method": TOP, "trunk": True}, {}),
     "loss of supervised tokens, in chunks, gradient in the forward": ({}, {"loss": "plain"}),
     "activation checkpointing": ({"checkpointing": True}, {}),
     "int8 frozen base": ({"int8": True}, {}),
     "no backward below the lowest adapter (top 2 layers)": ({"method": TOP}, {}),
     "frozen-trunk cache (top 2 layers, later epochs)": ({"method": TOP, "trunk": True}, {"method": TOP}),
-    "frozen-trunk cache, over adapters in all layers": ({"method": TOP, "trunk": True}, {}),
     "shared prefix of 32 tokens": ({"prefix": 32, "shared": True}, {"prefix": 32}),
-    "shared prefix of 128 tokens": ({"prefix": 128, "shared": True}, {"prefix": 128}),
     "prefix tuning: keys and values in the segment attention": (
         {"method": {"name": "prefix", "length": 20}},
         {"method": {"name": "prefix", "length": 20}, "layout": "padded"},
@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shape", default="llama25m")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablation.json")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--only", nargs="+", default=list(TECHNIQUES), choices=list(TECHNIQUES), metavar="TECHNIQUE")
     parser.add_argument("--most", type=int, default=len(TECHNIQUES), help="Techniques to measure now.")
     parser.add_argument("--worker", nargs=2, metavar=("FOLDER", "SWITCHES"))
     given = parser.parse_args()
@@ -63,9 +65,9 @@ def main() -> None:
         from luthier.bench.control import machine
         from luthier.bench.work import prepare
 
-        work = prepare(Path(scratch), given.shape, 16)
+        work = prepare(Path(scratch), given.shape, given.rows)
         facts = {key: work[key] for key in ("shape", "count", "tokens", "supervised")}
-        for name in [name for name in TECHNIQUES if name not in kept][: given.most]:
+        for name in [name for name in given.only if name not in kept][: given.most]:
             kept[name] = measure(Path(scratch), TECHNIQUES[name], given.rounds)
             ordered = {each: kept[each] for each in TECHNIQUES if each in kept}
             atomic.write_json(given.out, {"work": facts, "machine": machine(), "techniques": ordered})

@@ -57,9 +57,8 @@ def test_arms_are_chosen():
 
 
 def test_a_process_that_does_not_leave_is_ended(tmp_path, monkeypatch):
-    (tmp_path / "deaf.py").write_text("import time; time.sleep(600)", "utf-8")
+    (tmp_path / "peers.py").write_text("import time; time.sleep(600)", "utf-8")
     monkeypatch.setattr(control, "HERE", tmp_path)
-    (tmp_path / "deaf.py").rename(tmp_path / "peers.py")
     arm = control.Arm("trl", tmp_path, sys.executable, 1)
     wait = arm.process.wait
     monkeypatch.setattr(arm.process, "wait", lambda seconds=None: wait(seconds and 0.1))
