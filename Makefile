@@ -18,11 +18,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed  ## the whole story on the built-in model: tune, measure, report
 	$(BIN)/luthier run recipes/demo.yaml
 
-test: $(VENV)/.installed-dev  ## everything (= CI)
-	$(BIN)/python -m pytest -m "not soak"
+test: $(VENV)/.installed-dev  ## everything (= CI), on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --durations=15
 
 quick: $(VENV)/.installed-dev  ## the everyday part
-	$(BIN)/python -m pytest -m "not slow and not soak"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not soak" -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev  ## format, lint, types, floors
 	$(BIN)/ruff format --check src tests benchmarks
