@@ -24,6 +24,8 @@ from luthier.data.split_report import at
 
 CLUSTERS = 20
 """Clusters of twins that are listed."""
+ALIKE = 0.5
+"""Share of near duplicates among the training rows above which they are told."""
 
 
 @dataclass
@@ -157,6 +159,11 @@ def _duplicates(splits: Splits) -> tuple[dict[str, Any], list[Problem]]:
     if inside["train"]["exact"] > 0.01 * max(1, inside["train"]["rows"]):
         what = f"{inside['train']['exact']} of {inside['train']['rows']} training rows repeat another one"
         warnings.append(Problem(what, "data.train", "repeated rows weigh more; remove them unless that is meant"))
+    if inside["train"]["near"] > ALIKE * max(1, inside["train"]["rows"]):
+        what = (
+            f"{inside['train']['near']} of {inside['train']['rows']} training rows say nearly the same as another one"
+        )
+        warnings.append(Problem(what, "data.train", "the model sees few different rows; more varied ones help most"))
     clusters = []
     used = splits.sides >= 0
     for rows in twins.members(found.clusters):

@@ -251,6 +251,12 @@ def test_conflicting_labels_and_duplicates_are_listed_with_their_places():
     assert sum(cluster["rows"] for cluster in found.manifest["duplicates"]["clusters"]) == 14
 
 
+def test_rows_that_are_nearly_all_the_same_are_told():
+    texts = [" ".join(f"kind{n % 4}word{place}" for place in range(12)) for n in range(80)]
+    rows = [example(n, f"{text} number {n}", "yes") for n, text in enumerate(texts)]
+    assert "training rows say nearly the same as another one" in said(inspected(rows).warnings)
+
+
 def test_what_the_encoding_cut_and_dropped_is_told():
     class Cut(list):
         cut: ClassVar = {"prompt_cut": 5, "dropped": 2}
