@@ -74,6 +74,19 @@ class Pool:
         return 2 * layers * heads * dim * self.length * self.keys[0].element_size()
 
 
+@dataclass(frozen=True)
+class Group:
+    """Single tokens that are computed together: rows of the step, where their slots lie, and their lengths."""
+
+    rows: slice | Tensor
+    slots: slice | Tensor
+    """A slice where they lie side by side: then no key is copied."""
+    lengths: Tensor
+    longest: int
+    even: bool
+    """All as long as the longest, so that nothing is masked."""
+
+
 @dataclass
 class Step:
     """What the attention function must know of the forward that is running."""
@@ -84,6 +97,7 @@ class Step:
     """How many leading spans are single tokens."""
     slots: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    groups: Sequence[Group] = ()
 
     @classmethod
     def of(cls, pool: Pool, spans: Sequence[Span]) -> Step:
@@ -91,9 +105,39 @@ class Step:
         count = 0
         while count < len(spans) and spans[count].rows == 1:
             count += 1
-        slots = torch.tensor([span.slot for span in spans[:count]], device=pool.device)
-        lengths = torch.tensor([span.cached + 1 for span in spans[:count]], device=pool.device)
-        return cls(pool, spans, count, slots, lengths)
+        slots, lengths = [span.slot for span in spans[:count]], [span.cached + 1 for span in spans[:count]]
+        laid = (torch.tensor(values, dtype=torch.int64, device=pool.device) for values in (slots, lengths))
+        return cls(pool, spans, count, *laid, _groups(slots, lengths, pool.device))
+
+
+def _groups(slots: list[int], lengths: list[int], device: torch.device) -> list[Group]:
+    """At most two groups by length: short requests must not pay for one long one."""
+    if not slots:
+        return []
+    short = [length * 4 <= max(lengths) for length in lengths]
+    made = []
+    for kind in (False, True):
+        rows = [row for row, one in enumerate(short) if one is kind]
+        if not rows:
+            continue
+        own, sizes = [slots[row] for row in rows], [lengths[row] for row in rows]
+        made.append(
+            Group(
+                _run(rows, device),
+                _run(own, device),
+                torch.tensor(sizes, device=device),
+                max(sizes),
+                min(sizes) == max(sizes),
+            )
+        )
+    return made
+
+
+def _run(places: list[int], device: torch.device) -> slice | Tensor:
+    """A slice where the places follow each other, else an index."""
+    if places == list(range(places[0], places[0] + len(places))):
+        return slice(places[0], places[0] + len(places))
+    return torch.tensor(places, device=device)
 
 
 _CURRENT = threading.local()
@@ -149,35 +193,31 @@ def _write_single(step: Step, keys: Tensor, values: Tensor, key: Tensor, value: 
 
 
 def _decode(step: Step, query: Tensor, keys: Tensor, values: Tensor, scale: float | None, window: int | None) -> Tensor:
-    """All single tokens, in at most two groups by length: short requests must not pay for one long one."""
-    lengths = step.lengths
-    longest = int(lengths.max())
-    short = lengths * 4 <= longest
-    groups = [short, ~short] if bool(short.any()) else [torch.ones_like(short)]
+    """All single tokens, group by group."""
     out = torch.empty_like(query)
-    for group in groups:
-        rows = group.nonzero().flatten()
-        out[:, :, rows] = _decode_group(
-            query[0, :, rows].transpose(0, 1), keys, values, step.slots[rows], lengths[rows], scale, window
+    for group in step.groups:
+        out[0, :, group.rows] = _decode_group(
+            query[0, :, group.rows].transpose(0, 1), keys, values, group, scale, window
         )
     return out
 
 
 def _decode_group(
-    query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, lengths: Tensor, scale: float | None, window: int | None
+    query: Tensor, keys: Tensor, values: Tensor, group: Group, scale: float | None, window: int | None
 ) -> Tensor:
     """query [R, heads, d]; grouped-query heads are folded into the query axis, so no key is repeated."""
-    longest = int(lengths.max())
     count, heads, dim = query.shape
-    kv_heads = keys.shape[1]
+    kv_heads, longest = keys.shape[1], group.longest
     folded = query.reshape(count, kv_heads, heads // kv_heads, dim)
-    places = torch.arange(longest, device=keys.device)
-    mask = places[None] < lengths[:, None]
-    if window is not None:
-        mask &= places[None] >= lengths[:, None] - window
-    made = functional.scaled_dot_product_attention(
-        folded, keys[slots, :, :longest], values[slots, :, :longest], attn_mask=mask[:, None, None], scale=scale
-    )
+    mask = None
+    if not group.even or (window is not None and longest > window):
+        places = torch.arange(longest, device=keys.device)
+        mask = places[None] < group.lengths[:, None]
+        if window is not None:
+            mask &= places[None] >= group.lengths[:, None] - window
+        mask = mask[:, None, None]
+    k, v = keys[group.slots, :, :longest], values[group.slots, :, :longest]
+    made = functional.scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale)
     return made.reshape(count, heads, dim).transpose(0, 1)
 
 

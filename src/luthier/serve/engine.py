@@ -82,7 +82,7 @@ class Engine:
         self.inbox: deque[Request] = deque()
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self.free = list(range(slots))[::-1]
+        self.free = list(range(slots))
         facts = self.base.anatomy
         weight = next(self.base.model.parameters())
         shape = (len(facts.layers), slots, facts.num_kv_heads, facts.head_dim)
@@ -183,7 +183,7 @@ class Engine:
 
     def _forward(self, works: list[_Work]) -> None:
         """One flat row [1, T] through the tree of this lane."""
-        works.sort(key=lambda work: work.rows > 1)
+        works.sort(key=lambda work: (work.rows > 1, work.request.slot))  # neighbours in the pool are not copied
         shared = works[0].request.served.shared
         tree = self.base if shared else works[0].request.served.base
         spans = [Span(work.request.slot, work.request.cached, work.rows) for work in works]
@@ -201,20 +201,28 @@ class Engine:
         self._deliver(tree, works, hidden, shared)
 
     def _embeddings(self, tree: Base, works: Sequence[_Work]) -> Tensor:
+        """[1, T, width]: words that follow each other are looked up at once, virtual rows stand between them."""
         table = tree.model.get_input_embeddings()
-        parts = []
+        parts: list[Tensor] = []
+        words: list[int] = []
+
+        def look_up() -> None:
+            if words:
+                parts.append(table(torch.tensor(words, device=self.pool.device)))
+                words.clear()
+
         for work in works:
             request = work.request
             if not request.rows_to_feed:
-                parts.append(table(torch.tensor([request.made[-1]], device=self.pool.device)))
+                words.append(request.made[-1])
                 continue
             start, stop, head = request.fed, request.fed + work.rows, request.prefix_rows
             if start < head:
+                look_up()
                 rows = request.virtual.prompt.reshape(-1, request.virtual.prompt.shape[-1])
                 parts.append(rows[start : min(stop, head)].to(table.weight.dtype))
-            if stop > head:
-                ids = request.prompt[max(0, start - head) : stop - head]
-                parts.append(table(torch.tensor(ids, device=self.pool.device)))
+            words += request.prompt[max(0, start - head) : max(0, stop - head)]
+        look_up()
         return torch.cat(parts)[None]
 
     def _deliver(self, tree: Base, works: Sequence[_Work], hidden: Tensor, shared: bool) -> None:

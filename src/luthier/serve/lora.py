@@ -41,6 +41,8 @@ class LoraLanes:
         self._sets: OrderedDict[tuple[int, ...], _Set] = OrderedDict()
         self._current: _Set | None = None
         self._rows: Tensor | None = None
+        self._scales: dict[int, Tensor] = {}
+        """mask → its rows for the coming forward; layers of one shape share a mask."""
 
     def using(self, rows: Sequence[Served]) -> None:
         """One adapter (or the base) for each row of the coming forward."""
@@ -53,6 +55,7 @@ class LoraLanes:
         place = {id(served): index for index, served in enumerate(self._current.members)}
         device = self._linears[next(iter(self._current.a))].weight.device
         self._rows = torch.tensor([place.get(id(served), len(place)) for served in rows], device=device)
+        self._scales = {}
 
     def _set(self, members: tuple[Served, ...]) -> _Set:
         key = tuple(served.version for served in members)
@@ -72,7 +75,8 @@ class LoraLanes:
             for index, part in parts:
                 mask[index, start : start + len(part.a)] = part.scale
                 start += len(part.a)
-            made.masks[name] = mask.to(made.a[name])
+            mask = mask.to(made.a[name])
+            made.masks[name] = next((other for other in made.masks.values() if _same(other, mask)), mask)
             self._hook(name)
         self._sets[key] = made
         while len(self._sets) > KEPT_SETS:
@@ -93,11 +97,21 @@ class LoraLanes:
             current = self._current
             if current is None or name not in current.a or self._rows is None:
                 return output
-            x = inputs[0]
-            flat = x.reshape(-1, x.shape[-1])
+            a, b, mask = current.a[name], current.b[name], current.masks[name]
+            flat = inputs[0].reshape(-1, a.shape[0])
             if len(flat) != len(self._rows):
                 raise ModelError(f"{name} sees {len(flat)} rows, {len(self._rows)} were announced")
-            change = (flat.to(current.a[name].dtype) @ current.a[name]) * current.masks[name][self._rows]
-            return output + (change @ current.b[name]).view(output.shape).to(output.dtype)
+            scales = self._scales.get(id(mask))
+            if scales is None:
+                scales = self._scales[id(mask)] = mask[self._rows]
+            if a.dtype == output.dtype:
+                output.view(-1, b.shape[1]).addmm_((flat @ a).mul_(scales), b)
+                return output
+            change = ((flat.to(a.dtype) @ a) * scales) @ b
+            return output + change.view(output.shape).to(output.dtype)
 
         self._linears[name].register_forward_hook(add)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
