@@ -35,6 +35,7 @@ RIGHT = [
     {"name": "prompt", "length": 7}, "p_tuning", {"name": "p_tuning", "length": 3, "encoder": "lstm"}, "bottleneck",
     {"name": "bottleneck", "style": "houlsby"}, {"name": "bottleneck", "style": "parallel"}, {"name": "last_layers"},
     {"name": "full", "layers": "-1"}, {"name": "peft", "type": "loha"}, {"name": "peft", "type": "lokr"},
+    {"name": "peft", "type": "vera"},
     {"name": "stack", "methods": [{"name": "prefix"}, {"name": "bottleneck", "reduction": 8}]},
 ]  # fmt: skip
 
@@ -291,6 +292,26 @@ def test_fault_C9_hostile_tokenizers(tmp_path, figure):
         assert caught.value.exit_code == 2, name
         good += 1
     figure(good, len(found))
+
+
+def test_fault_C3_vera_s_shared_projections_come_back_from_their_seed(tmp_path):
+    """The adapter's own vectors are in the file, the projections are made again: the same logits."""
+    from luthier.core.types import Row
+    from luthier.engine.batch import from_rows
+
+    seed_everything(3)
+    vera = {"name": "peft", "type": "vera"}
+    made = adapting.attach(fresh(), vera, TASKS.parse("instruct"), real_run.stages().data.template, seed=3)
+    with torch.no_grad():
+        for weight in made.parameters_by_name().values():
+            weight.add_(0.1 * torch.randn_like(weight))
+    made.save(tmp_path / "vera")
+    ids = torch.arange(5, 40).numpy()
+    batch = from_rows([Row("r", ids, ids.copy())])
+    again = adapting.load_onto(tmp_path / "vera", fresh()).token_nll(batch)
+    assert torch.equal(made.eval().token_nll(batch), again)
+    with made.off():
+        assert not torch.equal(made.token_nll(batch), again)
 
 
 @pytest.mark.parametrize("nth", [6, pytest.param(1, marks=pytest.mark.soak)])

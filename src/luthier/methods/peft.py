@@ -72,6 +72,11 @@ class Peft:
                 hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(fields))}"
                 raise RecipeError(f"{name} has no setting {key!r}", where=f"method.settings.{key}", remedy=hint)
         given = dict(self.params.settings)
+        if name in (
+            "VERA",
+            "PVERA",
+        ):  # PEFT 0.21 saves shared projections of a whole PeftModel only; a seed remakes them
+            given.setdefault("save_projection", False)
         if "target_modules" in fields and name != "LN_TUNING":
             wanted = given.get("target_modules", "auto")
             given["target_modules"] = targets.short_names(base, targets.resolve(base, wanted))
