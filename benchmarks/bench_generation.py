@@ -1,8 +1,8 @@
-"""Tuning methods on E2E (a restaurant's facts → a sentence) with the built-in base, at equal epochs.
+"""Tuning methods on E2E (a restaurant's facts → a sentence) with a small base, at equal epochs.
 
-    python benchmarks/bench_generation.py --data FOLDER/generate/e2e --runs FOLDER [--out FILE.json]
+    python benchmarks/bench_generation.py --data FOLDER/generate/e2e --runs FOLDER [--model FOLDER] [--out FILE.json]
 
-Makes 600 training, 100 validation and 100 test rows (every n-th row of the files, one text for each test fact),
+Makes 480 training, 80 validation and 80 test rows (every n-th row of the files, one text for each test fact),
 runs one recipe for each method through `luthier run`, and keeps what `luthier compare --json` prints. Finished run
 directories are left alone, so that the same command continues.
 """
@@ -19,8 +19,8 @@ from typing import Any
 
 from luthier.core import atomic, strict_yaml
 
-SIZES = {"train": 600, "dev": 100, "test": 100}
-EPOCHS = 4
+SIZES = {"train": 480, "dev": 80, "test": 80}
+EPOCHS = 3
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "r": 8},
     "full": {"name": "full"},
@@ -37,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--model", default="builtin", help="builtin, or the folder of stories260K.")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "generation.json")
     given = parser.parse_args()
@@ -45,13 +46,14 @@ def main() -> None:
         take(given.data / f"{name}.csv", given.runs / f"{name}.csv", count)
     for method in given.methods:
         recipe = given.runs / f"{method}.yaml"
-        recipe.write_text(strict_yaml.dump(recipe_of(given.runs, METHODS[method])), "utf-8")
+        recipe.write_text(strict_yaml.dump(recipe_of(given.runs, given.model, METHODS[method])), "utf-8")
         done = luthier("run", str(recipe), "--run-dir", str(given.runs / method))
         if done.returncode not in (0, 1):  # 1: finished, and a health diagnosis failed
             sys.exit(done.stderr[-2000:])
     runs = [str(given.runs / method) for method in given.methods]
     found = json.loads(luthier("compare", "--json", *runs).stdout)
-    atomic.write_json(given.out, {"sizes": SIZES, "epochs": EPOCHS, "specs": METHODS, "compare": found})
+    head = {"model": Path(given.model).name, "sizes": SIZES, "epochs": EPOCHS, "specs": METHODS}
+    atomic.write_json(given.out, {**head, "compare": found})
 
 
 def luthier(*words: str) -> subprocess.CompletedProcess[str]:
@@ -59,10 +61,10 @@ def luthier(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "luthier.cli", *words], capture_output=True, text=True, check=False)
 
 
-def recipe_of(folder: Path, method: dict[str, Any]) -> dict[str, Any]:
+def recipe_of(folder: Path, model: str, method: dict[str, Any]) -> dict[str, Any]:
     """Equal in everything but the method; every method at its own default rate."""
     return {
-        "model": {"path": "builtin"},
+        "model": {"path": model},
         "task": "instruct",
         "data": {
             "train": str(folder / "train.csv"),
@@ -76,7 +78,7 @@ def recipe_of(folder: Path, method: dict[str, Any]) -> dict[str, Any]:
         "evaluate": {
             "metrics": ["loss", "bleu", "rougeL"],
             "generate_rows": SIZES["test"],
-            "samples": {"count": 2, "max_new_tokens": 80, "temperature": 0},
+            "samples": {"count": 2, "max_new_tokens": 120, "temperature": 0},
         },
     }
 
@@ -86,7 +88,7 @@ def take(source: Path, target: Path, count: int) -> None:
     with source.open(encoding="utf-8", newline="") as file:
         rows = (
             list({row["mr"]: row for row in csv.DictReader(file)}.values())
-            if count < 600
+            if count < SIZES["train"]
             else list(csv.DictReader(file))
         )
     step = max(1, len(rows) // count)

@@ -63,6 +63,7 @@ def show_comparison(found: dict[str, Any]) -> None:
         lines.append((metric, *(run["metrics"].get("tuned", {}).get(metric) for run in found["runs"])))
     lines.append(("overfitting", *(run["overfitting"]["verdict"] for run in found["runs"])))
     lines.append(("health", *(run["health"]["verdict"] for run in found["runs"])))
+    lines.append(("trained weights", *(_trained(run["cost"]) for run in found["runs"])))
     lines.append(("training", *(duration(run["cost"]["seconds"]) for run in found["runs"])))
     lines.append(("adapter", *(size(run["cost"]["adapter_bytes"]) for run in found["runs"])))
     table(("result", *names), lines)
@@ -71,6 +72,12 @@ def show_comparison(found: dict[str, Any]) -> None:
         title = f"{pair['other']} − {pair['first']}, paired on {pair['rows']} rows"
         if rows:
             table(("metric", "difference", "from", "to", "p"), rows, title)
+
+
+def _trained(cost: dict[str, Any]) -> str:
+    if cost["trainable"] is None:
+        return "–"
+    return f"{cost['trainable']:,.0f} ({100 * (cost['share'] or 0):.2f} %)"
 
 
 def _short(value: Any) -> str:

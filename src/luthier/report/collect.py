@@ -135,13 +135,16 @@ def _thin(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cost(run: RunDir, events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Time, tokens, memory and disk. Seconds count the training steps only, wall_seconds everything."""
+    """Trained weights, time, tokens, memory, disk. Seconds count the training steps only, wall_seconds everything."""
     train = [event for event in events if event.get("kind") == "train"]
     seconds = sum(number(event.get("seconds")) or 0.0 for event in train)
     tokens = sum(number(event.get("tokens")) or 0.0 for event in train)
     times = [value for event in events if (value := number(event.get("time"))) is not None]
     memory = [value for event in train if (value := number(event.get("memory_mb"))) is not None]
+    start = next((event for event in events if event.get("kind") == "start"), {})
     return {
+        "trainable": number(start.get("trainable")),
+        "share": number(start.get("share")),
         "steps": len({event.get("step") for event in train}),
         "seconds": round(seconds, 2),
         "wall_seconds": round(max(times) - min(times), 2) if times else 0.0,
