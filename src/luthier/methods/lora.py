@@ -1,9 +1,9 @@
-"""Low-rank updates of linear layers (LoRA, rsLoRA, DoRA, PiSSA, OLoRA, LoRA+), in PEFT's format.
+"""Low-rank updates of linear layers (LoRA, rsLoRA, DoRA, PiSSA, OLoRA, EVA, LoRA+), in PEFT's format.
 
     y = W x + s · B A x,   A [r, in], B [out, r],  s = alpha / r   (rsLoRA: alpha / √r)
 
 Hu et al. 2021; Kalajdzievski 2023 (rsLoRA); Liu et al. 2024 (DoRA); Meng et al. 2024 (PiSSA);
-Büyükakyüz 2024 (OLoRA); Hayou et al. 2024 (LoRA+).
+Büyükakyüz 2024 (OLoRA); Paischer et al. 2024 (EVA); Hayou et al. 2024 (LoRA+).
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ class Lora:
         """Scale by alpha / √r, which keeps large ranks learning."""
         dora: bool = False
         """Train direction and magnitude apart."""
-        init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
-        """pissa and olora start in the weight's own main directions; saved as a plain LoRA of rank 2 r."""
+        init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva"] = "default"
+        """pissa and olora start in the weight's own main directions (saved as a plain LoRA of rank 2 r), eva in
+        those of what each layer reads on the first rows."""
         lora_plus: float | None = Field(None, gt=0)
         """Learning rate of B over that of A (LoRA+; the paper uses 16)."""
         bias: Literal["none", "lora_only", "all"] = "none"
@@ -97,6 +98,7 @@ class Lora:
         attached = LowRank(base, self._config(base, names), self._also(base, names))
         if self.params.init in ("pissa", "olora"):
             attached.start_from_weights(self.params.init)
+        attached.wants_inputs = self.params.init == "eva"
         if self.params.lora_plus:
             attached.lr_factors = {
                 n: self.params.lora_plus for n in attached.own if "lora_B" in n or "embedding_B" in n

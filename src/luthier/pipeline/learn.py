@@ -17,6 +17,8 @@ from luthier.train.settings import ScheduleSettings, TrainSettings
 
 DEFAULT_EPOCHS = 3
 DEFAULT_BATCH_TOKENS = 4096
+ROWS_TO_START = 32
+"""Training rows that a method may look at before it begins."""
 
 
 def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> Any:
@@ -42,6 +44,8 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
     if settings.activation_checkpointing:
         options["checkpointing"] = True
     adapted.loss_options = options
+    if getattr(adapted.attached, "wants_inputs", False):
+        adapted.attached.start_from_inputs(lambda: _read_rows(adapted, data))
     base.shared_prefix = settings.shared_prefix
     adapted.layout = "padded" if settings.engine == "plain" else _choose_layout(adapted, data, emit)
     _refuse_unfit_sharing(settings, adapted.layout, base, emit)
@@ -88,6 +92,16 @@ def _tell_frozen_positions(adapted: Any, emit: Emitter) -> None:
             where="method",
             remedy="method.train_embeddings: true (lora), or full",
         )
+
+
+def _read_rows(adapted: Any, data: Data) -> None:
+    """Send some training rows, evenly spread, through the model one by one."""
+    from luthier.engine.batch import from_rows
+
+    rows = data.rows["train"]
+    adapted.eval()
+    for place in sorted({round(step * (len(rows) - 1) / (ROWS_TO_START - 1)) for step in range(ROWS_TO_START)}):
+        adapted.hidden(from_rows([rows[place]]))
 
 
 def _choose_layout(adapted: Any, data: Data, emit: Emitter) -> str:

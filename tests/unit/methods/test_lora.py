@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cells as battery
@@ -10,9 +11,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+import luthier as lu
 from luthier.core.errors import CannotMerge, ModelError, RecipeError
+from luthier.core.events import Emitter
 from luthier.methods import METHODS, targets
 from luthier.methods.lora import Lora
+from luthier.pipeline import learn, prepare
+from luthier.tasks import TASKS
 
 
 def test_auto_takes_every_linear_layer_of_the_blocks() -> None:
@@ -157,3 +162,44 @@ def test_unknown_token_is_refused() -> None:
     """train_tokens with a word that the tokenizer does not know."""
     with pytest.raises(ModelError, match="nonsense"):
         METHODS.parse({"name": "lora", "train_tokens": ["nonsense"]}).attach(tiny.base("llama"), 0)
+
+
+def test_eva_begins_with_what_each_layer_reads() -> None:
+    """A's rows are orthonormal and hold the most of the layer's inputs that r directions can; B is zero."""
+    base = tiny.base("llama")
+    attached = METHODS.parse({"name": "lora", "r": 4, "init": "eva"}).attach(base, 0)
+    given, read = battery.batch(False), []
+    with torch.no_grad():
+        wanted = battery.outputs(base, None)
+        layer = base.model.get_submodule("model.layers.1.mlp.down_proj")
+        handle = layer.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].reshape(-1, 48)))
+        attached.start_from_inputs(lambda: battery.outputs(base, attached, given, "flat"))
+        handle.remove()
+        assert torch.equal(battery.outputs(base, attached), wanted)
+    a, inputs = layer.lora_A["default"].weight.detach(), torch.cat(read)
+    assert torch.allclose(a @ a.T, torch.eye(4), atol=1e-5)
+    best = torch.linalg.svdvals(inputs)[:4].square().sum()
+    assert float((inputs @ a.T).square().sum() / best) == pytest.approx(1, abs=1e-4)
+
+
+def test_eva_goes_through_a_recipe_and_a_stack(tmp_path: Path) -> None:
+    """The first matrices of the run are not the random ones."""
+    rows = [{"prompt": f"w{i} w{i + 1}", "response": f"w{i + 2}"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    starts = {}
+    for init in ("default", "eva"):
+        recipe = lu.Recipe.parse(f"""
+model: {{path: {tiny.folder("llama")}}}
+data: {{train: {tmp_path / "rows.jsonl"}, max_length: 32, template: plain}}
+method: {{name: stack, methods: [{{name: lora, r: 2, init: {init}}}, {{name: prefix, length: 3}}]}}
+""")
+        task = TASKS.parse(recipe.task)
+        loaded, splits = prepare.read(recipe, task)
+        base = prepare.load_model(recipe, task, (), "single")
+        data = prepare.encode(recipe, loaded, splits, task, base, (), "single", None)
+        starts[init] = learn.adapt(recipe, base, task, data, Emitter()).state()
+    names = [name for name in starts["eva"] if "lora_A" in name]
+    assert len(names) == 14
+    assert not any(torch.equal(starts["eva"][name], starts["default"][name]) for name in names)
+    made = starts["eva"][names[0]]
+    assert torch.allclose(made @ made.T, torch.eye(2), atol=1e-5)

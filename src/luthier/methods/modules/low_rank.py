@@ -1,9 +1,10 @@
-"""LoRA on a base: PEFT's layers, plus starts that leave the base untouched (PiSSA, OLoRA)."""
+"""LoRA on a base: PEFT's layers, plus starts that leave the base untouched (PiSSA, OLoRA, EVA)."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,16 @@ START = "start"
 """Second, frozen adapter with −B₀ A₀: PEFT subtracts the start from the base instead, which changes the base."""
 
 
+MOST_TOKENS = 1024
+"""Inputs of a layer that a start from data looks at."""
+
+
 class LowRank(Tuned):
     """Attached LoRA."""
 
     started = False
+    wants_inputs = False
+    """Whether the first rows must be sent through `start_from_inputs` before training."""
 
     @classmethod
     def read(cls, folder: Path, base: Base, trainable: bool = False) -> LowRank:
@@ -65,6 +72,34 @@ class LowRank(Tuned):
         for weight in self.base.model.parameters():
             weight.requires_grad_(id(weight) in trained and self.trainable)
         self.started = True
+
+    @torch.no_grad()
+    def start_from_inputs(self, run: Callable[[], None]) -> None:
+        """A's rows become the main directions of what each layer reads while `run` sends rows through the model
+        (EVA, Paischer et al. 2024, with the same rank in every layer). B stays zero: identity at the first step."""
+        seen: dict[str, list[Tensor]] = {}
+        handles = []
+
+        def keep(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+            def note(module: Any, given: tuple[Any, ...]) -> None:
+                room = MOST_TOKENS - sum(map(len, seen.setdefault(name, [])))
+                seen[name].append(given[0].reshape(-1, given[0].shape[-1])[:room].float())
+
+            return note
+
+        wanted = {name: layer for name, layer in self.layers() if ADAPTER in getattr(layer, "lora_A", {})}
+        for name, layer in wanted.items():
+            handles.append(layer.lora_A[ADAPTER].register_forward_pre_hook(keep(name)))
+        try:
+            run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, inputs in seen.items():
+            right = torch.linalg.svd(torch.cat(inputs), full_matrices=False).Vh
+            weight = wanted[name].lora_A[ADAPTER].weight
+            count = min(len(weight), len(right))
+            weight[:count] = right[:count].to(weight)
 
     def tensors(self) -> dict[str, Tensor]:
         """Of a LoRA that started elsewhere: the sum, as one plain LoRA of rank 2 r on the untouched base."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Stacked:
             base.anatomy = tuned.base.anatomy
         self.can_merge = not gated and all(part.can_merge for part in parts)
         self.virtual_tokens = sum(part.virtual_tokens for part in parts)
+        self.wants_inputs = any(getattr(part, "wants_inputs", False) for part in parts)
         self.tasks = next((part.tasks for part in parts if part.tasks), ())
         self.supports_activation_checkpointing = all(part.supports_activation_checkpointing for part in parts)
         self.gates = nn.ModuleDict()
@@ -77,6 +78,12 @@ class Stacked:
             rate = rates[index] if rates else 1.0
             for name in part.parameters():
                 self.lr_factors[f"{index}.{name}"] = rate * part.lr_factors.get(name, 1.0)
+
+    def start_from_inputs(self, run: Callable[[], None]) -> None:
+        """For the parts that begin with what their layers read."""
+        for part in self.parts:
+            if getattr(part, "wants_inputs", False):
+                part.start_from_inputs(run)
 
     def _make_gates(self) -> None:
         for part in self.parts:
