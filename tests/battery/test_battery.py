@@ -62,6 +62,29 @@ def test_half_precision_base(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", sorted({*METHODS.names()} - {"stack"}))
+def test_composes_in_a_stack(name: str, tmp_path: Path) -> None:
+    """With a partner of another kind: all weights of both learn, off() is the base, loaded is what was saved."""
+    kind = "gpt2" if (name, "llama") in battery.ABSENT else "llama"
+    own = Cell(name, kind, False).spec
+    partner = {"name": "bottleneck", "reduction": 4} if name != "bottleneck" else {"name": "lora", "r": 2}
+    base = Cell(name, kind, False).base()
+    with torch.no_grad():
+        plain = battery.outputs(base, None)
+    attached = METHODS.parse({"name": "stack", "methods": (own, partner)}).attach(base, 0)
+    battery.shake(attached)
+    battery.loss(base, attached).backward()
+    assert {part.split(".")[0] for part in attached.parameters()} == {"0", "1"}
+    assert all(bool(weight.grad.abs().sum() > 0) for weight in attached.parameters().values())
+    attached.save(tmp_path)
+    other = Cell(name, kind, False).base()
+    again = METHODS.get("stack").reload(tmp_path, other)
+    with torch.no_grad():
+        assert torch.equal(battery.outputs(other, again), battery.outputs(base, attached))
+        with attached.off():
+            assert torch.equal(battery.outputs(base, attached), plain)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", [pytest.param(c, id=str(c)) for c in _MEMBERS if c.kind in ("llama", "bert")])
 def test_loss_falls(cell: Cell) -> None:

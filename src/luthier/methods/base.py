@@ -63,6 +63,9 @@ class Attached(Protocol):
     def branches(self) -> Iterator[tuple[str, Any]]:
         """(layer name, description) of every place where the method acts, for the health probes."""
 
+    # Optional: `wants_inputs`; where it is true, `start_from_inputs(run)` is called once before training, and `run`
+    # sends some training rows through the model.
+
 
 class Method(Protocol):
     """A member of the family."""

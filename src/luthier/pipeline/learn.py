@@ -44,8 +44,9 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
     if settings.activation_checkpointing:
         options["checkpointing"] = True
     adapted.loss_options = options
-    if getattr(adapted.attached, "wants_inputs", False):
-        adapted.attached.start_from_inputs(lambda: _read_rows(adapted, data))
+    attached: Any = adapted.attached
+    if getattr(attached, "wants_inputs", False):
+        attached.start_from_inputs(lambda: _read_rows(adapted, data))
     base.shared_prefix = settings.shared_prefix
     adapted.layout = "padded" if settings.engine == "plain" else _choose_layout(adapted, data, emit)
     _refuse_unfit_sharing(settings, adapted.layout, base, emit)
