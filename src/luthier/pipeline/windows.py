@@ -12,7 +12,9 @@ from luthier.core.errors import DataError, LuthierError, RecipeError
 from luthier.core.events import Emit, silent
 
 DOCUMENTS = 6
-TASKS_OF_A_KIND = 2
+OF_A_RUN = 4
+"""Documents that a run measures itself on, so that this costs less than a short training."""
+TASKS_OF_A_KIND = 1
 HOWS = ("tile", "interpolate", "random")
 
 
@@ -231,7 +233,7 @@ def of_run(adapted: Any, data: Any, run: Any, emit: Emit = silent) -> dict[str, 
         return None
     old, new = int(plan["from"]), int(plan["to"]) - int(adapted.attached.virtual_tokens)
     rows = data.rows[evaluation_split(data)]
-    ids = sorted((np.asarray(rows[i].input_ids)[:new] for i in range(len(rows))), key=len, reverse=True)[:DOCUMENTS]
+    ids = sorted((np.asarray(rows[i].input_ids)[:new] for i in range(len(rows))), key=len, reverse=True)[:OF_A_RUN]
     ids = [row for row in ids if len(row) > old]
     if not ids:
         return None
@@ -242,7 +244,7 @@ def of_run(adapted: Any, data: Any, run: Any, emit: Emit = silent) -> dict[str, 
         emit("stage", name=f"window: {arm}")
         with inside():
             found[arm] = room.by_bucket([room.token_losses(base, row, adapted) for row in ids], edges)
-            found.setdefault("passkey", {})[arm] = _passkeys(adapted, text, sorted({old, (old + new) // 2, new}))
+            found.setdefault("passkey", {})[arm] = _passkeys(adapted, text, [old, new])
             found.setdefault("tasks", {})[arm] = _tasks(adapted, text, new)
             found.setdefault("attention", {})[arm] = attention.inspect(adapted, ids[:2], old)
     with adapted.off(), _own_positions(base):
