@@ -17,6 +17,8 @@ PROMPT_SHARE = 0.25
 """Of a plain document: how much of it is the prompt of a sample."""
 COLOURED = 3
 """Samples with token-level losses."""
+LONGEST_CHARACTER = 8
+"""Tokens that are waited for until they make a whole character."""
 MOST_COLOURED_TOKENS = 400
 
 
@@ -93,7 +95,7 @@ def answer(
 
 @torch.no_grad()
 def token_losses(adapted: Any, row: Row) -> list[list[Any]]:
-    """[[text of a token, base nats, tuned nats]] of the row's supervised tokens."""
+    """[[text, base nats, tuned nats]] of the row's supervised tokens; tokens of one character are added up."""
     batch = from_rows([Row(row.id, row.input_ids, row.labels, None, row.task)]).to(adapted.device)
 
     def measure() -> list[float]:
@@ -105,10 +107,27 @@ def token_losses(adapted: Any, row: Row) -> list[list[Any]]:
         base = measure()
     ids = row.input_ids.tolist()
     kept = [place for place, target in enumerate(batch.targets.tolist()) if target != IGNORE]
-    tokenizer = adapted.base.tokenizer
+    kept = kept[:MOST_COLOURED_TOKENS]
     made = []
-    for place in kept[:MOST_COLOURED_TOKENS]:
-        text = decode.text_of(tokenizer, ids[: place + 1], [ids[place + 1]])
-        name = text or str(tokenizer.convert_ids_to_tokens(ids[place + 1]))  # the stop token has no text
-        made.append([name, round(base[place], 4), round(tuned[place], 4)])
+    for places in _characters(adapted.base.tokenizer, ids, kept):
+        start, end = places[0] + 1, places[-1] + 2
+        text = decode.text_of(adapted.base.tokenizer, ids[:start], ids[start:end])
+        name = text or "".join(adapted.base.tokenizer.convert_ids_to_tokens(ids[start:end]))  # a stop token has no text
+        made.append([name, *(round(sum(losses[place] for place in places), 4) for losses in (base, tuned))])
     return made
+
+
+def _characters(tokenizer: Any, ids: list[int], places: list[int]) -> list[list[int]]:
+    """Places that belong together: byte-level tokens of one character have a text only together."""
+    found: list[list[int]] = []
+    open_, special = False, set(tokenizer.all_special_ids)
+    for place in places:
+        if open_ and found[-1][-1] == place - 1 and ids[place + 1] not in special:
+            found[-1].append(place)
+        else:
+            found.append([place])
+        start, end = found[-1][0] + 1, place + 2
+        text = decode.text_of(tokenizer, ids[:start], ids[start:end])
+        open_ = ids[place + 1] not in special and (not text or text.endswith("\ufffd"))
+        open_ = open_ and len(found[-1]) < LONGEST_CHARACTER
+    return found

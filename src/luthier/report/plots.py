@@ -63,6 +63,7 @@ def frame(axes: Any, x: str, y: str) -> None:
     axes.set_ylabel(y, color=INK)
     axes.grid(axis="y", color="#e7e3dc", linewidth=0.8)
     axes.set_axisbelow(True)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(colors=INK, labelsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))

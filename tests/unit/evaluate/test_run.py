@@ -75,6 +75,25 @@ def test_e4_the_answers_token_losses_are_coloured_with_text_and_two_numbers(answ
     assert tokens[-1][0] == "</s>"
 
 
+def test_e4_tokens_of_one_character_are_shown_together():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from luthier.evaluate.answers import _characters
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator([], trainers.BpeTrainer(special_tokens=["</s>"], initial_alphabet=alphabet))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+    ids = tokenizer("?a马维🎉b</s>").input_ids
+    found = _characters(tokenizer, ids, list(range(len(ids) - 1)))
+    texts = [tokenizer.decode(ids[part[0] + 1 : part[-1] + 2]) for part in found]
+    assert texts == ["a", "马", "维", "🎉", "b", "</s>"]
+    assert [place for part in found for place in part] == list(range(len(ids) - 1))
+    assert len(_characters(tokenizer, ids[:4], [1, 2])) == 1, "a character that is cut off ends the list"
+
+
 def test_e4_a_prompt_inside_the_answer_is_not_deleted(questions):
     """The documents' `text.replace(prompt, "")` deletes it; ids are cut here."""
     from luthier.models.decode import text_of
