@@ -23,6 +23,7 @@ from luthier.core import atomic
 ROWS = {"llama25m": 32, "opt125m": 32, "tiny": 32}
 EPOCHS = {"llama25m": 2, "opt125m": 1, "tiny": 2}
 ARMS = ("trl_packing", "trl_sorted", "documents", "luthier_int8", "trl", "transformers", "luthier_padded")
+KEPT = ("tokens_per_cpu_s", "mfu", "peak_rss_mb", "loss", "positions_per_token")
 GOALS = {
     "llama25m": {"luthier/trl_best": 2.0, "luthier/documents": 7.0, "mfu": 0.70},
     "opt125m": {"luthier/trl_best": 2.0, "luthier/documents": 5.0, "mfu": 0.85, "luthier/luthier_int8": 1 / 1.4},
@@ -74,9 +75,10 @@ def table(pairs: list[dict[str, Any]], shape: str) -> dict[str, Any]:
     arms: dict[str, dict[str, list[float]]] = {}
     for pair in here:
         for arm in pair["arms"]:
-            kept = arms.setdefault(arm["name"], {"tokens_per_cpu_s": [], "mfu": [], "peak_rss_mb": [], "loss": []})
+            kept = arms.setdefault(arm["name"], {key: [] for key in KEPT})
+            positions = arm["computed_positions"] / pair["work"]["tokens"]
             for key, values in kept.items():
-                values.append(arm[key])
+                values.append(positions if key == "positions_per_token" else arm[key])
     ratios: dict[str, Any] = {}
     for name in dict.fromkeys(pair["peer"] for pair in here):
         edges = [pair["ratios"][f"luthier/{name}"] for pair in here if pair["peer"] == name]

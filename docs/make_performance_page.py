@@ -25,7 +25,8 @@ rows a step, float32. The loss after the epoch is judged by one process for all 
 product rate that is measured in the same round.
 
 - `trl_packing`: TRL's SFTTrainer, rows packed to 512. `trl_sorted`: 16 rows in the order of their lengths, which is
-  what its grouping by length comes to over a large data set; the few rows here still leave it padding.
+  what its grouping by length comes to over a large data set; the few rows here still leave it padding. Its ratio divided by
+  its positions a token is what a data set so large that no padding is left would show.
 - `documents`: Trainer + PEFT, 4 rows × 4, everything padded to 512, loss on every token: a common tutorial's setup.
   `transformers`: the same with dynamic padding and loss on the answers.
 - `luthier_int8`: the frozen base in int8 (lossy). `luthier_padded`: without segments.
@@ -113,8 +114,9 @@ def engine(shape: str, found: dict[str, Any]) -> str:
     for name, arm in found["arms"].items():
         ratio = found["ratios"].get(f"luthier/{name}")
         numbers = (f"{arm['tokens_per_cpu_s']:.0f}", f"{arm['mfu']:.2f}", f"{arm['peak_rss_mb']:.0f}")
+        numbers = (*numbers, f"{arm['positions_per_token']:.2f}")
         rows.append((f"`{name}`", *numbers, f"{arm['loss']:.4f}", "" if ratio is None else times(ratio)))
-    heads = ("arm", "tokens / CPU-s", "MFU", "peak MB", "loss after", "luthier is × faster")
+    heads = ("arm", "tokens / CPU-s", "MFU", "peak MB", "positions / token", "loss after", "luthier is × faster")
     goals = [(name, f"{one['goal']:.2f}", shown(one["measured"])) for name, one in found["goals"].items()]
     title = f"\n### {shape}: {work['count']} rows, {work['tokens']} tokens, {work['supervised']} trained\n"
     return title + table(heads, rows) + table(("goal", "at least", "measured"), goals)

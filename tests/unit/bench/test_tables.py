@@ -22,7 +22,14 @@ def test_the_performance_page_is_fresh():
 
 def pair_of(peer, ratio, low, high, rate):
     arms = [
-        {"name": name, "tokens_per_cpu_s": value, "mfu": 0.5, "peak_rss_mb": 10.0, "loss": 1.0}
+        {
+            "name": name,
+            "tokens_per_cpu_s": value,
+            "mfu": 0.5,
+            "peak_rss_mb": 10.0,
+            "loss": 1.0,
+            "computed_positions": 14,
+        }
         for name, value in (("luthier", rate), (peer, rate / ratio))
     ]
     ratios = {f"luthier/{peer}": {"median": ratio, "range": [low, high], "clear": True}}
@@ -45,4 +52,5 @@ def test_pairs_become_a_table_with_the_goals_beside_them():
     assert module.table(pairs, "opt125m") == {}
     left = module.missing(pairs, ["llama25m"], ["trl_packing", "trl_sorted", "documents"], 2)
     assert left == [("llama25m", "documents"), ("llama25m", "trl_sorted")]
+    assert found["arms"]["trl_sorted"]["positions_per_token"] == 2.0
     assert found["arms"]["trl_sorted"]["tokens_per_cpu_s"] == pytest.approx(30.0)
