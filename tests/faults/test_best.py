@@ -167,6 +167,12 @@ def test_fault_E9_memory_that_ends_outside_of_a_step_is_exit_5(tmp_path, nearest
     with pytest.raises(OutOfResource, match="memory"):
         train(tmp_path / "b", measure=allocator)
 
+    def system(toy):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with pytest.raises(OutOfResource, match="memory"):
+        train(tmp_path / "d", measure=system)
+
     def other(toy):
         raise RuntimeError("something else")
 

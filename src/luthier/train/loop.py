@@ -286,7 +286,7 @@ def fit(
                 with signals.deferred():
                     return loop.conclude()
         return loop.run()
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfResource(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -186,6 +187,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator gave up (CUDA's, the CPU's, or Python's)."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     text = str(error).lower()
     return any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
 
