@@ -73,6 +73,12 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def has_checkpoints(self) -> bool:
+        """Whether there is something to go on from, in this run or in one of its stages."""
+        places = [self.path, *self.path.glob("stages/*")]
+        return any(True for place in places for _ in (place / self.checkpoints.name).glob("step-*"))
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

@@ -23,8 +23,8 @@ LIBRARIES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetens
 
 
 def choose(recipe: Recipe, run_dir: str | Path | None, root: Path | None = None) -> RunDir:
-    """The named directory; else the newest run of this very recipe that goes on or that is finished on the data as it
-    is now; else a new one under `runs/`."""
+    """The named directory; else the newest run of this very recipe that goes on (one that failed, on a full disk say,
+    if it has a checkpoint) or that is finished on the data as it is now; else a new one under `runs/`."""
     if run_dir is not None:
         path = Path(run_dir)
         if path.is_dir() and not RunDir(path).resolved.is_file() and not _hardly_begun(path):
@@ -36,7 +36,7 @@ def choose(recipe: Recipe, run_dir: str | Path | None, root: Path | None = None)
     key = recipe.fingerprint()[:8]
     for folder in sorted(root.glob(f"*-{key}"), reverse=True):
         run = RunDir(folder)
-        if run.state in ("running", "interrupted") or (run.state == "failed" and _can_go_on(run)):
+        if run.state in ("running", "interrupted") or (run.state == "failed" and run.has_checkpoints):
             return run
         if run.state == "finished" and _on_the_same_data(run):
             return run
@@ -50,11 +50,6 @@ def _hardly_begun(path: Path) -> bool:
     names = {name for name in os.listdir(path) if not name.startswith(atomic.STAGING_PREFIX)}
     run = RunDir(path)
     return not names or (run.lock.name in names and names <= {run.lock.name, run.recipe.name})
-
-
-def _can_go_on(run: RunDir) -> bool:
-    """A run that ended in an error (a full disk, say) goes on where it has something to go on from."""
-    return run.checkpoints.is_dir() and any(name.startswith("step-") for name in os.listdir(run.checkpoints))
 
 
 def _on_the_same_data(run: RunDir) -> bool:

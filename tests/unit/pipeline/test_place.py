@@ -47,9 +47,13 @@ def test_a_finished_run_on_data_that_changed_since_is_another_run(tmp_path, reci
 
 def test_a_failed_run_that_has_a_checkpoint_goes_on(tmp_path, recipe):
     """A full disk ends a run with exit 5 and "run the same command": that must not begin from the start."""
-    folder = a_run(tmp_path, recipe, "failed")
-    (folder / "checkpoints" / "step-000004").mkdir(parents=True)
-    assert place.choose(recipe, None, tmp_path).path == folder
+    for number, inner in enumerate(("checkpoints", "stages/1/checkpoints")):
+        root = tmp_path / str(number)
+        folder = a_run(root, recipe, "failed")
+        (folder / inner).mkdir(parents=True)
+        assert place.choose(recipe, None, root).path != folder
+        (folder / inner / "step-000004").mkdir()
+        assert place.choose(recipe, None, root).path == folder
 
 
 def test_a_run_killed_before_its_recipe_was_written_begins_again(tmp_path, recipe):
