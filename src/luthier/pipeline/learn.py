@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from luthier.core import atomic
@@ -17,6 +18,8 @@ from luthier.train.settings import ScheduleSettings, TrainSettings
 
 DEFAULT_EPOCHS = 3
 DEFAULT_BATCH_TOKENS = 4096
+CHECKED_TOKENS = 1024
+"""Most tokens of one row in the checks before training, which take three rows at once."""
 ROWS_TO_START = 32
 """Training rows that a method may look at before it begins."""
 
@@ -112,8 +115,15 @@ def _choose_layout(adapted: Any, data: Data, emit: Emitter) -> str:
 
 
 def _first_rows(data: Data) -> list[Any]:
+    """Three training rows, long ones by their last tokens: a check must not take more memory than the training."""
     rows = data.rows["train"]
-    return [rows[index] for index in range(min(3, len(rows)))]
+    return [_end(rows[index]) for index in range(min(3, len(rows)))]
+
+
+def _end(row: Any) -> Any:
+    if len(row.input_ids) <= CHECKED_TOKENS or len(row.labels) != len(row.input_ids):
+        return row
+    return replace(row, input_ids=row.input_ids[-CHECKED_TOKENS:], labels=row.labels[-CHECKED_TOKENS:])
 
 
 def batches(recipe: Recipe, rows: Any, context: Mapping[str, Any] | None = None) -> Any:

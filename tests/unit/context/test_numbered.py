@@ -226,3 +226,20 @@ def test_an_extended_folder_copied_elsewhere_loads_by_its_own_name(folders, tmp_
     shutil.copytree(folders("llama"), tmp_path / "moved")
     again = load(tmp_path / "adapter", base=str(tmp_path / "moved"))
     assert again.base.anatomy.window == TARGET
+
+
+def test_checks_before_training_take_no_more_memory_than_it(folders):
+    """Three rows of a long window at once would set the peak; their ends decide as well."""
+    from types import SimpleNamespace
+
+    from luthier.core.types import Row
+    from luthier.pipeline import learn
+
+    long = Row("a", np.arange(4096), np.arange(4096) + 1)
+    short, parallel = Row("b", np.arange(9), np.arange(9)), Row("c", np.arange(4096), np.arange(5))
+    data = SimpleNamespace(rows={"train": [long, short, parallel]})
+    one, two, three = learn._first_rows(data)
+    assert one.input_ids.tolist() == list(range(3072, 4096))
+    assert one.labels.tolist() == list(range(3073, 4097)), "the end, where answers are"
+    assert two is short
+    assert three is parallel, "labels of a decoder of their own"
