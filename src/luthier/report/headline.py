@@ -15,6 +15,8 @@ ORDER = {
     "language_model": ("loss", "token_accuracy"),
 }
 """Which metric stands in the headline, by task: the first one that was measured."""
+CHANCE = 0.05
+"""Largest p of a difference that is called one."""
 FEW_ROWS = 30
 """Below this number of rows a headline says so."""
 
@@ -108,6 +110,9 @@ def noise_floor(metrics: Mapping[str, Any], name: str) -> float:
 
 
 def significant(difference: Mapping[str, Any], floor: float = 0.0) -> bool:
-    """Whether the interval leaves out zero and the noise floor."""
+    """Whether the interval leaves out zero and the noise floor, and the permutation test (where made) agrees."""
     low, high = interval(difference)
-    return low is not None and high is not None and (low > floor or high < -floor)
+    chance = number(difference.get("p"))
+    if low is None or high is None or (chance is not None and chance > CHANCE):
+        return False
+    return low > floor or high < -floor

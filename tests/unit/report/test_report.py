@@ -156,6 +156,11 @@ def test_the_headline_needs_an_interval_beyond_zero_and_noise(low, high, floor, 
     assert headline.judge(metrics, "instruct").answer == answer
 
 
+def test_interval_and_permutation_test_must_agree():
+    assert headline.significant({"ci95": [0.04, 0.15], "p": 0.01})
+    assert not headline.significant({"ci95": [0.04, 0.15], "p": 0.13})
+
+
 def test_no_interval_no_claim():
     assert headline.judge({"base": {"loss": 3.0}, "tuned": {"loss": 1.0}}, "instruct").answer == "unclear"
 
