@@ -23,9 +23,9 @@ from typing import Any
 from luthier.core import atomic
 
 RECIPE = """
-data: {train: "builtin:instruct", max_rows: 400, max_length: 256}
+data: {train: "builtin:instruct", max_rows: 200, max_length: 256}
 method: {name: lora, r: 8}
-train: {steps: 4, early_stop: null, evaluate_every: never, save_every: never, threads: 1}
+train: {steps: 2, early_stop: null, evaluate_every: never, save_every: never, threads: 1}
 evaluate: {samples: {count: 0}, generate_rows: 0, bootstrap: 100}
 """
 SETTINGS: dict[str, tuple[str, ...]] = {
