@@ -42,3 +42,27 @@ def test_what_is_scored_is_the_second_copy(bench):
         assert (places == np.arange(size, 2 * size - 1)).all()
         assert (targets[places] == row[places + 1]).all()
         assert (row[size : 2 * size] == row[:size]).all()
+
+
+@pytest.mark.parametrize("name", ["long_builtin", "long_control", "long_then_task"])
+def test_long_recipes_find_their_documents_offline(name):
+    from luthier.pipeline import story
+    from luthier.recipe import Recipe
+
+    recipe = Recipe.load(ROOT / "recipes" / f"{name}.yaml")
+    found = story.check(recipe, quick=True)
+    assert found["ok"], found["problems"]
+    assert all(min(one["data"]["rows"].values()) >= 1 for one in found["stages"])
+    window = recipe.at_stage(0).context["length"]
+    assert window > 512
+    assert recipe.at_stage(0).data.max_length == window
+
+
+def test_the_control_differs_in_the_positions_only():
+    from luthier.recipe import Recipe
+
+    yarn, none = (Recipe.load(ROOT / "recipes" / f"long_{name}.yaml") for name in ("builtin", "control"))
+    for index in range(3):
+        one, other = (recipe.at_stage(index).model_dump(mode="json") for recipe in (yarn, none))
+        assert (one.pop("context")["name"], other.pop("context")["name"]) == ("yarn", "extrapolate")
+        assert one == other
