@@ -106,8 +106,9 @@ class Step:
         while count < len(spans) and spans[count].rows == 1:
             count += 1
         slots, lengths = [span.slot for span in spans[:count]], [span.cached + 1 for span in spans[:count]]
-        laid = (torch.tensor(values, dtype=torch.int64, device=pool.device) for values in (slots, lengths))
-        return cls(pool, spans, count, *laid, _groups(slots, lengths, pool.device))
+        device = pool.device
+        places, sizes = (torch.tensor(values, dtype=torch.int64, device=device) for values in (slots, lengths))
+        return cls(pool, spans, count, places, sizes, _groups(slots, lengths, device))
 
 
 def _groups(slots: list[int], lengths: list[int], device: torch.device) -> list[Group]:
