@@ -95,13 +95,20 @@ def test_fault_F3_a_disconnect_stops_the_answer(server, monkeypatch, figure, cou
         seen.extend((answer.request, len(answer.request.made)) for answer in made_answers)
         cancel(owner, made_answers)
 
+    submitted, submit = [], server.worker.submit
+
+    def taken(request):
+        submitted.append(request)
+        submit(request)
+
+    monkeypatch.setattr(server.worker, "submit", taken)
     monkeypatch.setattr(answers, "_cancel", note)
     for number in range(count):
         fields = {"stream": bool(number % 2), "max_tokens": 400, "temperature": 1.5, "seed": number}
         wire = socket.create_connection(("127.0.0.1", server.port))
-        before, until = len(seen), time.monotonic() + 60
+        until = time.monotonic() + 120
         wire.sendall(completion(**fields))
-        while not server.inflight and len(seen) == before and time.monotonic() < until:
+        while len(submitted) <= number and time.monotonic() < until:
             time.sleep(0.001)
         time.sleep(0.01 * (number % 4))
         if number % 3 == 0:
@@ -332,7 +339,7 @@ class Panic(BaseException):
 def test_fault_F12_a_lost_model_thread_is_replaced(base, root, figure):
     """A panic in a forward, a thread that dies, a thread that hangs: one request fails, the server goes on."""
     body = {"prompt": "Hello", "max_tokens": 3, "temperature": 0}
-    with running(base, {"lora": root / "lora"}, stalled_after=4.0) as one:
+    with running(base, {"lora": root / "lora"}, stalled_after=120.0) as one:
         quiet = post(one, "/v1/completions", model="lora", **body).json()["choices"]
 
         def ok():
@@ -351,22 +358,25 @@ def test_fault_F12_a_lost_model_thread_is_replaced(base, root, figure):
         handle.remove()
         assert one.worker.restarts == 0
 
-        def replaced(number, fault):
-            one.worker.engine.step = fault
-            start = time.monotonic()
+        def replaced(fault, stalled_after=120.0):
+            before, one.worker.stalled_after = one.worker.restarts, stalled_after
+            engine = one.worker.engine
+            engine.step = lambda: bool(engine.inbox) and fault()  # not before somebody asks
             code = post(one, "/v1/completions", model="lora", **body).status_code
+            one.worker.stalled_after = 120.0
             assert code in (500, 503)
-            while not (one.worker.restarts == number and one.worker.healthy) and time.monotonic() - start < 60:
+            until = time.monotonic() + 120
+            while not (one.worker.restarts > before and one.worker.healthy) and time.monotonic() < until:
                 time.sleep(0.02)
             ok()
-            return time.monotonic() - start
+            return one.worker.restarts > before
 
         def die():
             raise SystemExit
 
         wake = threading.Event()
-        assert replaced(1, die) < 60
-        assert replaced(2, lambda: wake.wait(120)) < 60
+        assert replaced(die)
+        assert replaced(lambda: wake.wait(240), stalled_after=2.0)
         wake.set()
         ok()
         assert settled(one)
