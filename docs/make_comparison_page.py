@@ -32,6 +32,7 @@ to {asked} test rows; what `luthier compare` prints, the base first.
 """
 NONE = "\nNot measured yet: `python benchmarks/{script} --help` says how.\n"
 GOALS = ("probe < lora", "lora, bottleneck, full within 2 points", "prefix >= full - 4 points")
+SEEDS = 3
 ORDER = ("probe", "prefix", "lora", "bottleneck", "full")
 
 
@@ -83,6 +84,8 @@ def encoders(found: dict[str, Any] | None) -> str:
                 accuracy, loss = [100 * cell["accuracy"] for cell in mine], [cell["loss"] for cell in mine]
                 text += f"| {method} | {spread(accuracy)} | {spread(loss, 3)} | {100 * mine[0]['share']:.3f} "
                 text += f"| {mean(cell['cpu_seconds'] for cell in mine):.0f} | {len(mine)} |\n"
+        if any(sum(cell["method"] == method for cell in cells) < SEEDS for method in ORDER):
+            text += "\nNot finished: a method without three seeds is no result yet.\n"
         text += "\n" + "".join(f"- {goal}: {'holds' if ok else '**misses**'}\n" for goal, ok in judge(cells).items())
     return text
 
