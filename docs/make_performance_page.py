@@ -47,8 +47,8 @@ MEMORY = """
 ## The plan against what a run takes
 
 `luthier check` against `luthier run`, settings of a Llama with 10 M weights, a process for each. `bench_memory.py`
-knows twelve; those that are missing were not measured yet. Peak resident memory at the end of training, in MB, and seconds
-of training; seconds were taken on a machine with up to thirty processes on two cores and say little.
+knows twelve; those that are missing were not measured yet. Peak resident memory at the end of training, in MB, and
+seconds of training; seconds were taken on a machine with up to thirty processes on two cores and say little.
 """
 INT8 = """
 ## What int8 costs
