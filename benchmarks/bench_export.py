@@ -64,10 +64,10 @@ def certificates(steps: int, scratch: Path) -> list[dict[str, Any]]:
     rows = []
     for title, method in CERTIFIED.items():
         recipe = lu.Recipe.parse(RECIPE, f"train.steps={steps}", f"method={json.dumps(method)}")
-        run = lu.run(recipe, run_dir=scratch / title)
+        run = lu.run(recipe, scratch / title)
         for kind in ("merged", "gguf"):
             for dtype in DTYPES:
-                found = later.export(run.path, scratch / f"{title}-{kind}-{dtype}", kind, dtype)
+                found = later.export(run.dir, scratch / f"{title}-{kind}-{dtype}", kind, dtype)
                 rows.append({"method": title, "kind": kind, "dtype": dtype, **_told(found)})
                 print(json.dumps(rows[-1]), flush=True)
     return rows
