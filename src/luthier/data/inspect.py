@@ -24,7 +24,7 @@ from luthier.data.split_report import at
 
 CLUSTERS = 20
 """Clusters of twins that are listed."""
-ALIKE = 0.5
+ALIKE = 0.9
 """Share of near duplicates among the training rows above which they are told."""
 
 
