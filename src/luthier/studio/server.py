@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,5 @@ def serve(root: Path, port: int, said: Callable[[str], None]) -> None:
     """Until ctrl-C."""
     server = make(root, port)
     said(f"http://{HOST}:{server.server_port}/")
-    try:
+    with server, suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        server.server_close()
-        server.socket.close() if isinstance(server.socket, socket.socket) else None
