@@ -56,6 +56,7 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     languages = _mapping(dig(manifest, "language", "found"))
     found: list[tuple[str, Any]] = [
         ("read", manifest.get("read")),
+        ("format", _formats(manifest.get("sources"))),
         ("repaired", dig(manifest, "repaired", "count")),
         ("refused", dig(manifest, "dropped", "count")),
         ("template", manifest.get("template")),
@@ -68,6 +69,11 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("augmented", dig(manifest, "augmentation", "made")),
     ]
     return [(name, show(value)) for name, value in found if value not in (None, "")]
+
+
+def _formats(sources: Any) -> str:
+    names = [dig(source, "format") for source in sources] if isinstance(sources, list) else []
+    return ", ".join(dict.fromkeys(plain(name) for name in names if name))
 
 
 def _overlap(pairs: Any) -> str:

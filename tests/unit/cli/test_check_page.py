@@ -30,3 +30,9 @@ def test_the_histogram_adds_up_over_the_splits():
     assert [(upto, rows, len(bar)) for upto, rows, bar, _ in found] == [(16, 1, 1), (32, 8, 8), (64, 1, 1)]
     assert [share for *_, share in found] == ["10 %", "90 %", "100 %"]
     assert inspection.histogram({}) == []
+
+
+def test_the_recognised_formats_are_shown_once_each():
+    sources = [{"format": "chat"}, {"format": "chat"}, {"format": "squad"}]
+    assert ("format", "chat, squad") in inspection.facts({"sources": sources, "read": 3})
+    assert all(name != "format" for name, _ in inspection.facts({"sources": "damaged", "read": 3}))
