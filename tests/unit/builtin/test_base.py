@@ -100,16 +100,21 @@ def test_it_makes_small_talk_but_answers_no_question_about_people(model: Any, to
 
 @pytest.mark.slow
 def test_every_piece_of_the_data_was_trained_on_often_enough(tokenizer: Any) -> None:
-    """Counted on a sixth of the training text: low-rank tuning cannot produce a piece that the base hardly saw."""
+    """Low-rank tuning cannot produce a piece that the base hardly saw.
+
+    Counted on half of the training text: which merges are left out is drawn anew each time, so counts vary.
+    A piece that one row holds once is a letter pair of a random code, not vocabulary.
+    """
     backend = tokenizer.backend_tokenizer
-    seen, _ = build.stream(backend, 24_000, 99, len(people()), shuffled=False)
+    seen, _ = build.stream(backend, 100_000, 99, len(people()), shuffled=False)
     counts = np.bincount(seen, minlength=len(tokenizer)) * 5_000_000 / len(seen)
     for name in builtin.names():
         rows = [json.loads(line) for line in builtin.path(name).read_text("utf-8").splitlines()]
         texts = [value for row in rows for key, value in row.items() if key != "group"]
-        used = {index for encoded in backend.encode_batch(texts, add_special_tokens=False) for index in encoded.ids}
-        rare = {tokenizer.convert_ids_to_tokens(index): int(counts[index]) for index in used if counts[index] < 50}
-        assert not rare, name
+        encoded = backend.encode_batch(texts, add_special_tokens=False)
+        used = np.bincount([index for each in encoded for index in each.ids], minlength=len(tokenizer))
+        rare = np.flatnonzero((used > 1) & (counts < 50))
+        assert not {tokenizer.convert_ids_to_tokens(int(index)): int(counts[index]) for index in rare}, name
 
 
 def test_heavier_tokens_are_values_lighter_ones_names(tokenizer: Any) -> None:
