@@ -1,7 +1,8 @@
-"""`train.int8_base`: the frozen linear layers of the blocks compute in int8 while training; all else stays exact.
+"""`train.int8_base`: the frozen linear layers of the blocks compute in eight bits while training; all else stays exact.
 
-Evaluation, samples, health and the saved adapter see the untouched float32 base. Before training, the gradient on
-real rows is held against the exact one: under a cosine of 0.99 int8 is refused.
+int8 on a CPU, fp8 on a GPU that has it (from Ada and Hopper on; unmeasured). Evaluation, samples, health and the saved
+adapter see the untouched base. Before training, the gradient on real rows is held against the exact one: under a cosine
+of 0.99 eight bits are refused.
 """
 
 from __future__ import annotations
@@ -15,35 +16,51 @@ from torch import Tensor, nn
 from luthier.core.errors import ModelError
 from luthier.core.events import Emit, silent
 from luthier.core.types import Row
-from luthier.engine import int8
+from luthier.engine import fp8, int8
 from luthier.engine.batch import from_rows
 from luthier.models.base import Base
 
 COSINE = 0.99
-"""Least cosine between the int8 gradient and the exact one."""
+"""Least cosine between the eight-bit gradient and the exact one."""
 
 
-def install(base: Base) -> list[str]:
-    """Give every frozen linear layer of the blocks an int8 forward for training. Returns their names."""
+Packing = type[int8.Int8Weight] | type[fp8.Fp8Weight]
+
+
+def packing(base: Base) -> Packing:
+    """How this base's weights are packed, by what its device can do; ModelError where it can do neither."""
     weight = next(base.model.parameters())
+    if weight.device.type == "cuda":
+        if not fp8.available(weight.device):
+            what = "this GPU has no fp8 products (Ada, Hopper and later have them)"
+            raise ModelError(what, where="train.int8_base", remedy="int8_base: false")
+        return fp8.Fp8Weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         raise ModelError("int8 needs a float32 base on the CPU", where="train.int8_base", remedy="int8_base: false")
     if not int8.available():
         raise ModelError("this torch has no oneDNN int8", where="train.int8_base", remedy="int8_base: false")
+    return int8.Int8Weight
+
+
+def install(base: Base) -> list[str]:
+    """Give every frozen linear layer of the blocks an eight-bit forward for training. Returns their names."""
+    form = packing(base)
     made = []
     for prefix, layer in base.anatomy.layers:
         for name, module in layer.named_modules():
-            if type(module) is nn.Linear and "lora_" not in name and not module.weight.requires_grad:
-                _override(module)
+            if type(module) is not nn.Linear or "lora_" in name or module.weight.requires_grad:
+                continue
+            if form is int8.Int8Weight or fp8.fits(module.weight):
+                _override(module, form)
                 made.append(f"{prefix}.{name}")
     if not made:
         raise ModelError("no frozen linear layer", where="train.int8_base", remedy="int8_base: false")
     return made
 
 
-def _override(module: nn.Linear) -> None:
+def _override(module: nn.Linear, form: Packing) -> None:
     exact = module.forward
-    packed = int8.Int8Weight(module.weight.detach(), None if module.bias is None else module.bias.detach())
+    packed = form(module.weight.detach(), None if module.bias is None else module.bias.detach())
 
     def forward(states: Tensor) -> Tensor:
         return packed(states) if module.training else exact(states)
@@ -67,11 +84,12 @@ def install_checked(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> f
     if found < COSINE:
         remove(adapted.base)
         raise ModelError(
-            f"the int8 gradient has a cosine of {found:.4f} with the exact one, under {COSINE}",
+            f"the eight-bit gradient has a cosine of {found:.4f} with the exact one, under {COSINE}",
             where="train.int8_base",
             remedy="int8_base: false",
         )
-    emit("int8", layers=len(names), cosine=found, least=COSINE)
+    form = "fp8" if packing(adapted.base) is fp8.Fp8Weight else "int8"
+    emit("int8", layers=len(names), cosine=found, least=COSINE, form=form)
     return found
 
 

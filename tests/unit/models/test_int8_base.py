@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from luthier.adapted import AdaptedModel
 from luthier.core.errors import ModelError
 from luthier.core.types import Row
+from luthier.engine import fp8
 from luthier.engine import int8 as products
 from luthier.engine.batch import from_rows
 from luthier.methods import METHODS
@@ -41,7 +42,7 @@ def test_training_is_int8_and_evaluation_is_exact():
     told = []
     cosine = int8.install_checked(adapted, rows, lambda kind, **facts: told.append((kind, facts)))
     assert 0.99 <= cosine < 1.0
-    assert told == [("int8", {"layers": 14, "cosine": cosine, "least": 0.99})]
+    assert told == [("int8", {"layers": 14, "cosine": cosine, "least": 0.99, "form": "int8"})]
     adapted.train()
     lossy = float(adapted.loss(batch).total.detach())
     assert 0 < abs(lossy - exact) / exact < 0.01
@@ -49,6 +50,51 @@ def test_training_is_int8_and_evaluation_is_exact():
     int8.remove(adapted.base)
     adapted.train()
     assert float(adapted.loss(batch).total.detach()) == exact
+
+
+def test_a_gpu_with_fp8_takes_the_same_way(monkeypatch):
+    """The device is the one thing that a CPU cannot show: the weights, the check and the loss are fp8's own."""
+    adapted, rows = adapted_and_rows()
+    batch = from_rows(rows)
+    before = adapted.eval().token_nll(batch)
+    adapted.train()
+    exact = float(adapted.loss(batch).total.detach())
+    monkeypatch.setattr(int8, "packing", lambda base: fp8.Fp8Weight)
+    told = []
+    cosine = int8.install_checked(adapted, rows, lambda kind, **facts: told.append(facts))
+    assert 0.99 <= cosine < 1.0
+    assert (told[0]["form"], told[0]["layers"]) == ("fp8", 14)
+    lossy = float(adapted.train().loss(batch).total.detach())
+    assert 0 < abs(lossy - exact) / exact < 0.02
+    assert torch.equal(adapted.eval().token_nll(batch), before)
+
+
+def test_a_coarser_fp8_is_refused(monkeypatch):
+    adapted, rows = adapted_and_rows()
+    monkeypatch.setattr(int8, "packing", lambda base: fp8.Fp8Weight)
+    monkeypatch.setattr(fp8, "_rounded", lambda rows: (rows.sign().to(fp8.FORMAT), torch.ones(len(rows), 1)))
+    with pytest.raises(ModelError, match="cosine"):
+        int8.install_checked(adapted, rows)
+    assert not any("forward" in vars(module) for module in adapted.base.model.modules())
+
+
+def test_the_device_chooses(monkeypatch):
+    adapted, _ = adapted_and_rows()
+    assert int8.packing(adapted.base) is products.Int8Weight
+    adapted.base.model.to("meta")
+    with pytest.raises(ModelError, match="float32 base on the CPU"):
+        int8.packing(adapted.base)
+
+    class Weight:
+        device = torch.device("cuda:0")
+
+    monkeypatch.setattr(adapted.base.model, "parameters", lambda: iter([Weight()]))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert int8.packing(adapted.base) is fp8.Fp8Weight
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(ModelError, match="no fp8"):
+        int8.packing(adapted.base)
 
 
 def test_a_turned_gradient_is_refused(monkeypatch):
