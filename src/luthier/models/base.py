@@ -38,3 +38,5 @@ class Base:
     """States of the frozen layers below the lowest trained one (`models.trunk`)."""
     shared_prefix: bool = False
     """Rows of a flat batch that begin with the same tokens compute them once (`engine.sharing`)."""
+    shifted_attention: int | None = None
+    """Tokens of a group of shifted sparse attention while training (`engine.shifted`)."""

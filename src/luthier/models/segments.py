@@ -19,6 +19,7 @@ from luthier.core.errors import ModelError
 from luthier.engine.attention import Segments, segment_attention
 from luthier.engine.batch import Batch
 from luthier.engine.sharing import Shared, share
+from luthier.engine.shifted import Shifted, shifted_attention
 from luthier.models.base import Base
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class _Step:
     segments: Segments
     causal: bool
     prefix: list[tuple[Tensor, Tensor]] | None
+    shifted: Shifted | None = None
 
 
 _CURRENT: list[_Step] = []
@@ -72,19 +74,17 @@ def _attention(
         ahead = [] if prefix is None else [prefix[0].reshape(-1, *prefix[0].shape[-2:]).transpose(0, 1).to(key.dtype)]
         told = {"causal": step.causal, "scale": scaling, "window": sliding_window, "softcap": softcap}
         watcher(int(layer or 0), query[0], torch.cat([*ahead, key[0]], dim=1), told)
-    made = segment_attention(
-        query[0],
-        key[0],
-        value[0],
-        step.segments,
-        causal=step.causal,
-        scale=scaling,
-        window=sliding_window,
-        softcap=softcap,
-        dropout=dropout,
-        prefix=prefix,
-    )
-    return made[None], None
+    options: dict[str, Any] = {
+        "causal": step.causal,
+        "scale": scaling,
+        "window": sliding_window,
+        "softcap": softcap,
+        "dropout": dropout,
+        "prefix": prefix,
+    }
+    if step.shifted is not None:
+        return shifted_attention(query[0], key[0], value[0], step.shifted, **options)[None], None
+    return segment_attention(query[0], key[0], value[0], step.segments, **options)[None], None
 
 
 def register() -> None:
@@ -150,7 +150,10 @@ def hidden(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
     if base.kind == "decoder":
         options["use_cache"] = False
     kept = base.trunk.step(batch) if base.trunk is not None and base.model.training else nullcontext()
-    with kept, _using(base, _Step(Segments.of(bounds, parents), base.kind == "decoder", prefix)):
+    segments = Segments.of(bounds, parents)
+    group = base.shifted_attention if base.model.training else None
+    shifted = None if group is None else Shifted.of(segments, group)
+    with kept, _using(base, _Step(segments, base.kind == "decoder", prefix, shifted)):
         out = base.anatomy.backbone(attention_mask=None, **options).last_hidden_state[0]
     return out if keep is None else out[keep]
 

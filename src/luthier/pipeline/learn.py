@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from luthier.core import atomic
-from luthier.core.errors import RecipeError
+from luthier.core.errors import DataError, RecipeError
 from luthier.core.events import Emitter, JsonLines
 from luthier.core.rundir import RunDir
 from luthier.pipeline import probe
@@ -47,6 +47,7 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
     if settings.activation_checkpointing:
         options["checkpointing"] = True
     adapted.loss_options = options
+    _refuse_long(adapted, data)
     attached: Any = adapted.attached
     if getattr(attached, "wants_inputs", False):
         attached.start_from_inputs(lambda: _read_rows(adapted, data))
@@ -57,6 +58,7 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
         from luthier.models import int8
 
         int8.install_checked(adapted, _first_rows(data), emit)
+    _shift_attention(settings, adapted)
     _tell_frozen_positions(adapted, emit)
     trained = sum(weight.numel() for weight in adapted.parameters_by_name().values())
     total = sum(weight.numel() for weight in base.model.parameters())
@@ -73,6 +75,21 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
     return adapted
 
 
+def _refuse_long(adapted: Any, data: Data) -> None:
+    """Rows that the window cannot hold beside the virtual tokens would stop the training where they come up."""
+    from luthier.data.batching import lengths_of
+
+    virtual = adapted.attached.virtual_tokens
+    room = adapted.base.anatomy.window - virtual
+    for name, rows in data.rows.items():
+        lengths = lengths_of(rows) if len(rows) else None
+        if lengths is not None and lengths.max() > room:
+            beside = f" beside {virtual} virtual tokens" if virtual else ""
+            what = f"{(lengths > room).sum()} of {len(rows)} {name} rows do not fit the model's window{beside}"
+            longest = f"; the longest, {rows[int(lengths.argmax())].id}, has {lengths.max()} tokens"
+            raise DataError(what + longest, where="data.max_length", remedy=f"data.max_length: {room}")
+
+
 def _refuse_unfit_sharing(settings: TrainSettings, layout: str, base: Any, emit: Emitter) -> None:
     if settings.shared_prefix and settings.trunk_cache:
         what = "kept hidden states are of whole rows, shared prefixes are not"
@@ -80,6 +97,21 @@ def _refuse_unfit_sharing(settings: TrainSettings, layout: str, base: Any, emit:
     if settings.shared_prefix and (layout != "flat" or base.kind != "decoder"):
         what = "nothing is shared: that needs a decoder and the flat layout"
         emit("warning", what=what, where="train.shared_prefix", remedy="nothing is lost but speed")
+
+
+def _shift_attention(settings: TrainSettings, adapted: Any) -> None:
+    """Switch shifted sparse attention on for the training, or say what it does not fit."""
+    if settings.shifted_attention is None:
+        return
+    against = {
+        "it needs a decoder and the flat layout": adapted.layout != "flat" or adapted.base.kind != "decoder",
+        "groups cut shared prefixes apart": settings.shared_prefix,
+        "it does not fit the virtual tokens of this method": adapted.attached.virtual_tokens > 0,
+    }
+    for what, holds in against.items():
+        if holds:
+            raise RecipeError(what, where="train.shifted_attention", remedy="remove train.shifted_attention")
+    adapted.base.shifted_attention = settings.shifted_attention
 
 
 def _tell_frozen_positions(adapted: Any, emit: Emitter) -> None:

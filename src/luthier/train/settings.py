@@ -78,6 +78,8 @@ class TrainSettings(Settings):
     """What happens at a loss spike."""
     position_skipping: bool = False
     """With `context:`, short rows get positions from the whole new window (PoSE): a jump at a random place of each."""
+    shifted_attention: int | None = Field(None, ge=2)
+    """While training, tokens attend within groups of so many, half of the heads half a group later (S²-Attn; lossy)."""
     threads: int | None = Field(None, gt=0)
     """torch threads; null: the physical cores. Recorded, since sums depend on it."""
     max_disk: str | None = None
