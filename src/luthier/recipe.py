@@ -175,6 +175,8 @@ class Recipe(Settings):
         for key in ("keep_checkpoints", "max_disk", "save_every"):
             values["train"].pop(key)
         values["data"].pop("cache")
+        if not values["data"]["canaries"]:
+            values["data"].pop("canaries")  # a recipe without any is what it was before there were some
         return values
 
     @classmethod

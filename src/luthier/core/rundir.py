@@ -56,12 +56,22 @@ class RunDir:
         return self.path / "data" / "preview.txt"
 
     @property
+    def canaries(self) -> Path:
+        """Planted rows and their controls, where the recipe asks for them."""
+        return self.path / "data" / "canaries.json"
+
+    @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
 
     @property
     def rows(self) -> Path:
         return self.path / "rows.jsonl"
+
+    @property
+    def validation_rows(self) -> Path:
+        """Losses of single validation rows at every validation."""
+        return self.path / "validation_rows.jsonl"
 
     @property
     def trunk(self) -> Path:

@@ -68,6 +68,8 @@ class DataSettings(Settings):
     """Stop when more than this share of rows has no trained token; such rows are never fed to the loss."""
     cache: bool = True
     """Keep encoded rows on disk, keyed by rows, template, tokenizer and settings."""
+    canaries: int = Field(0, ge=0, le=1000)
+    """Made-up rows planted into the training split, to measure what the model remembers of single rows."""
     split: SplitSettings = SplitSettings()
 
 

@@ -13,16 +13,26 @@ from typing import Any
 
 import numpy as np
 
+from luthier.core.seeding import generator
 from luthier.metrics import METRICS
 from luthier.metrics.resample import paired
-from luthier.report.overfitting import Curve, judge
+from luthier.report.overfitting import MEMORISED, Curve, judge
 
 RowHistory = Sequence[tuple[int, np.ndarray, np.ndarray]]
 """(step, [n] summed validation losses, [n] supervised units), in the order of steps."""
 
+Sides = tuple[np.ndarray, np.ndarray]
+"""[n] mean losses of single rows: of the base, of the tuned model."""
+
+BY_HEART = 0.1
+"""Nats a token: a gap between trained and held-out rows below this is no memorising, whatever the ratio."""
+CHANCE = math.log2(math.e)
+"""Mean exposure in bits of a canary that was never trained, of many controls (its rank is uniform)."""
+
 ADVICE = {
     "overfit": "stop at step {since} (early stopping keeps it); more data, augmentation, dropout, a lower rank",
     "memorising": "training rows are known by heart: stop at step {since}, fewer epochs, more or augmented data",
+    "by heart": "fewer epochs, a lower rank, more or augmented data; take what must not be repeated out of the rows",
     "underfit": "the loss was still falling: train longer, or raise the learning rate",
     "noisy": "the curve's wobble is larger than its trend: a larger validation set, or a lower learning rate",
     "diverging": "the training loss rose too: lower the learning rate, clip gradients, add warm-up",
@@ -40,20 +50,52 @@ class Diagnosis:
     advice: str
     since: int | None = None
     band: tuple[float, float] | None = None
+    by: str = "curve"
+    """What tells it: the curve, or what was measured of the model that is kept (canaries | held_out)."""
 
     def as_json(self) -> dict[str, Any]:
         """For report.json."""
         return asdict(self)
 
 
-def diagnose(train: Curve, validation: Curve, rows: RowHistory = (), seed: int = 0) -> Diagnosis:
-    """healthy | underfit | overfit | memorising | noisy | diverging | unknown."""
+def diagnose(
+    train: Curve,
+    validation: Curve,
+    rows: RowHistory = (),
+    seed: int = 0,
+    memory: Mapping[str, Any] | None = None,
+) -> Diagnosis:
+    """healthy | underfit | overfit | memorising | noisy | diverging | unknown.
+
+    `memory` is what `memorisation.measure` found. Canaries known by heart are memorising whatever the curve does; the
+    gap to held-out rows counts only where the validation loss does not fall to the end.
+    """
     found = judge(train, validation)
     verdict, band = found.verdict, rise(rows, seed)
     if verdict in ("overfit", "memorising", "diverging") and band is not None and band[0] <= 0:
         verdict = "noisy"
     reason = _reason(verdict, found.best, found.last, found.since, band)
+    if by := _by_heart(validation, memory or {}):
+        since = found.since if verdict in ("overfit", "memorising") else None
+        said = f"memorising: {_said(by, (memory or {})[by])}; the curve: {reason}"
+        return Diagnosis("memorising", said, ADVICE["by heart"], since, band, by)
     return Diagnosis(verdict, reason, ADVICE[verdict].format(since=found.since), found.since, band)
+
+
+def _by_heart(validation: Curve, memory: Mapping[str, Any]) -> str | None:
+    """Which probe shows that rows are known by heart: canaries | held_out, or None."""
+    if (memory.get("canaries") or {}).get("memorised"):
+        return "canaries"
+    falls = len(validation) > 1 and validation[-1][1] <= min(loss for _, loss in validation)
+    return "held_out" if (memory.get("held_out") or {}).get("memorised") and not falls else None
+
+
+def _said(by: str, found: Mapping[str, Any]) -> str:
+    if by == "canaries":
+        exposed = f"exposure {found['tuned']['exposure']:.2f} of {found['most_bits']:.2f} bits"
+        return f"{found['by_heart']} of {found['planted']} canaries are known by heart ({exposed})"
+    losses = found["tuned"]
+    return f"loss {losses['training']:.3g} on trained rows, {losses['held_out']:.3g} on held-out rows of the same kind"
 
 
 def rise(rows: RowHistory, seed: int = 0) -> tuple[float, float] | None:
@@ -65,6 +107,13 @@ def rise(rows: RowHistory, seed: int = 0) -> tuple[float, float] | None:
     first, last = (loss(np.stack([t, t], axis=1), n) for _, t, n in (best, rows[-1]))
     ends = paired(first, last, 1000, seed)["ci95"]
     return float(ends[0]), float(ends[1])
+
+
+def histories(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """validation_rows.jsonl as a RowHistory; a step that was logged twice counts once, other rows do not count."""
+    found = {int(one["step"]): (np.array(one["loss"], float), np.array(one["units"], float)) for one in records}
+    sizes = {len(loss) for loss, _ in found.values()}
+    return [(step, *found[step]) for step in sorted(found)] if len(sizes) == 1 else []
 
 
 def _reason(
@@ -81,24 +130,82 @@ def _reason(
     return f"{verdict}: {said}{chance}"
 
 
-def memorisation(train: np.ndarray, twins: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Training rows against held-out twins that say the same in other words, paired: mean losses [n] each.
+def memorisation(train: Sides, held_out: Sides, seed: int = 0) -> dict[str, Any]:
+    """Trained rows against rows of the same kind that were never trained: mean loss of each row, base and tuned.
 
-    {"gap", "ci95", "p", "memorised"}: rows are known by heart where the twins are surely harder.
+    `gap` is how much more the training helped the trained rows, (tuned − base) of the held-out rows minus that of the
+    trained ones, so that rows which are easy anyway do not count; `ci95` draws the rows of both sides again. Every
+    training leaves some gap: `memorised` is only said where its low end is above BY_HEART and the trained rows keep
+    less than MEMORISED of the loss of the held-out ones.
     """
-    from luthier.metrics.scored import mean
+    learnt, transferred = train[1] - train[0], held_out[1] - held_out[0]
+    found = apart(learnt, transferred, seed)
+    means = [[float(part.mean()) if len(part) else 0.0 for part in side] for side in (train, held_out)]
+    made = {side: {"training": means[0][at], "held_out": means[1][at]} for at, side in enumerate(("base", "tuned"))}
+    known = found["ci95"][0] > BY_HEART and means[0][1] < MEMORISED * means[1][1]
+    return {"rows": {"training": len(learnt), "held_out": len(transferred)}, **made, **found, "memorised": known}
 
-    found = paired(mean(train), mean(twins), 1000, seed)
-    return {"gap": found["value"], "ci95": found["ci95"], "p": found["p"], "memorised": found["ci95"][0] > 0}
+
+def apart(first: np.ndarray, other: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Mean(other) − mean(first) of unpaired numbers: {"gap", "ci95"} by bootstrap over both."""
+    if len(first) < 2 or len(other) < 2:
+        gap = float(other.mean() - first.mean()) if len(first) and len(other) else 0.0
+        return {"gap": gap, "ci95": [gap, gap] if len(first) and len(other) else [0.0, 0.0]}
+    source = generator(seed, "apart", len(first), len(other))
+    drawn = [part[source.integers(0, len(part), (1000, len(part)))].mean(axis=1) for part in (first, other)]
+    low, high = np.quantile(drawn[1] - drawn[0], [0.025, 0.975])
+    return {"gap": float(other.mean() - first.mean()), "ci95": [float(low), float(high)]}
 
 
 def exposure(canary: float, controls: Sequence[float]) -> float:
     """Exposure of a planted canary in bits (Carlini et al. 2019): log2(all candidates) − log2(the canary's rank).
 
-    0 to log2(controls + 1); a canary that was never trained on has 1 on average or less.
+    0 to log2(controls + 1); a canary that was never trained on has CHANCE bits on average.
     """
     rank = 1 + sum(loss <= canary for loss in controls)
     return math.log2(len(controls) + 1) - math.log2(rank)
+
+
+def exposures(planted: Sides, controls: Sides, seed: int = 0) -> dict[str, Any]:
+    """Canaries against their controls, mean loss of each row of base and tuned model.
+
+    `exposure` is the mean over canaries, before and after; `p` the chance that as many rows of the pool, planted or
+    not, have an exposure as high (permutation test). A canary `by_heart` is likelier than every control and keeps less
+    than MEMORISED of their median loss.
+    """
+    bits = [[exposure(loss, controls[at].tolist()) for loss in planted[at].tolist()] for at in (0, 1)]
+    usual = float(np.median(controls[1])) if len(controls[1]) else 0.0
+    by_heart = [
+        bool(loss < controls[1].min(initial=math.inf) and loss < MEMORISED * usual) for loss in planted[1].tolist()
+    ]
+    count, most = len(by_heart), math.log2(len(controls[1]) + 1)
+    each = [
+        {
+            "base_loss": before,
+            "loss": after,
+            "exposure": bits[1][i],
+            "base_exposure": bits[0][i],
+            "by_heart": by_heart[i],
+        }
+        for i, (before, after) in enumerate(zip(*(part.tolist() for part in planted), strict=True))
+    ]
+    made = {side: {"exposure": float(np.mean(bits[at]))} for at, side in enumerate(("base", "tuned"))}
+    found = {"planted": count, "controls": len(controls[1]), "most_bits": most, "chance": CHANCE, **made}
+    found |= apart(planted[1] - planted[0], controls[1] - controls[0], seed)
+    found |= {"p": _by_chance(planted[1], controls[1], float(np.sum(bits[1])), seed), "by_heart": sum(by_heart)}
+    return {**found, "control_loss": usual, "memorised": any(by_heart), "each": each}
+
+
+def _by_chance(planted: np.ndarray, controls: np.ndarray, total: float, seed: int, draws: int = 2000) -> float:
+    """Share of draws of as many rows from the pool whose ranks among the rest are as exposed."""
+    pool, count = np.concatenate([planted, controls]), len(planted)
+    source, beyond = generator(seed, "exposure", count, len(controls)), 0
+    for _ in range(draws):
+        order = source.permutation(len(pool))
+        chosen, rest = pool[order[:count]], np.sort(pool[order[count:]])
+        ranks = 1 + np.searchsorted(rest, chosen, side="right")
+        beyond += float((math.log2(len(rest) + 1) - np.log2(ranks)).sum()) >= total - 1e-9
+    return (beyond + 1) / (draws + 1)
 
 
 def between(validation: Curve, first: int, last: int, tolerance: float = 0.01) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from luthier.core import atomic
 from luthier.core.errors import GateFailed
 from luthier.core.events import Emitter, read_jsonl
 from luthier.core.rundir import RunDir
+from luthier.pipeline import canaries
 from luthier.pipeline.prepare import Data
 from luthier.recipe import Recipe
 
@@ -64,11 +65,39 @@ def measure(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter
         seed=recipe.seed,
         emit=emit,
     )
-    metrics = {**found.as_json(), "split": split, "evidence": hashes(run)}
+    memory = what_it_remembers(recipe, adapted, data, emit)
+    judged = {"memorisation": memory, "overfitting": overfitting(run, memory, recipe.seed)}
+    metrics = {**found.as_json(), **judged, "split": split, "evidence": hashes(run)}
     atomic.write_json(run.metrics, metrics)
     write_lines(run.samples, found.samples)
     write_lines(run.predictions, found.predictions)
     return metrics
+
+
+def what_it_remembers(recipe: Recipe, adapted: Any, data: Data, emit: Emitter) -> dict[str, Any]:
+    """Trained rows against held-out ones, and canaries, if there are any. `same_source`: the held-out rows were split
+    from the training file and did not come in a file of their own, whose rows may be of another kind."""
+    from luthier.evaluate.memorisation import measure
+
+    held = "test" if recipe.data.validation and not recipe.data.test and len(data.rows["test"]) else "validation"
+    rows = {"planted": data.planted.planted, "controls": data.planted.controls} if data.planted else {}
+    emit("stage", name="evaluate.memorisation", canaries=len(rows.get("planted", ())))
+    options: dict[str, Any] = {"batch_tokens": recipe.evaluate.batch_tokens, "seed": recipe.seed, **rows}
+    found = measure(adapted, data.rows["train"], data.rows[held], **options)
+    same = not getattr(recipe.data, held)
+    found["held_out"] |= {"split": held, "same_source": same, "memorised": found["held_out"]["memorised"] and same}
+    texts = {one.id: canaries.text_of(one) for one in data.planted.drawn.planted} if data.planted else {}
+    for one in found.get("canaries", {}).get("each", ()):
+        one["text"] = texts[one["id"]]
+    return found
+
+
+def overfitting(run: RunDir, memory: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The verdict from the curves, the validation rows over time, and what the model remembers."""
+    from luthier.evaluate.overfitting import diagnose, from_events, histories
+
+    rows = histories(read_jsonl(run.validation_rows))
+    return diagnose(*from_events(read_jsonl(run.events)), rows, seed, memory).as_json()
 
 
 def diagnose(

@@ -200,8 +200,8 @@ def total_steps(recipe: Recipe, plan: Any) -> int:
 
 def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, log: JsonLines) -> Any:
     """The loop; returns its TrainState with the best weights restored in `adapted`."""
-    from luthier.evaluate.losses import validation_loss
     from luthier.models import trunk
+    from luthier.pipeline.validated import Validation
     from luthier.train import loop
     from luthier.train.checkpoint import Checkpoints
 
@@ -216,21 +216,18 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
         trunk.install(adapted, data.rows["train"], run.trunk, emit)
     run.write_status("running", total_steps=steps)
     emit.listeners.append(_heartbeat(run, steps))
-    rows_log = JsonLines(run.rows)
+    rows_log, validation_log = JsonLines(run.rows), JsonLines(run.validation_rows)
     checkpoints = Checkpoints(
         run.checkpoints,
         keep=recipe.train.keep_checkpoints,
         max_disk=recipe.train.max_disk,
         fingerprints={"recipe": recipe.fingerprint(), "base": adapted.base.fingerprint, "data": data.sources},
-        logs={"events": log, "rows": rows_log},
+        logs={"events": log, "rows": rows_log, "validation_rows": validation_log},
         background=True,
     )
 
-    def validate() -> Mapping[str, float]:
-        adapted.eval()
-        measured = validation_loss(adapted, data.rows["validation"], recipe.evaluate.batch_tokens)
-        return {name: value for name, value in measured.items() if isinstance(value, int | float)}
-
+    validate = Validation(adapted, data.rows["validation"], recipe.evaluate.batch_tokens, validation_log)
+    emit.listeners.append(validate.listen)
     try:
         return loop.fit(
             adapted,
@@ -249,6 +246,8 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
         )
     finally:
         rows_log.close()
+        validation_log.close()
+        emit.listeners.remove(validate.listen)
         trunk.remove(adapted, run.trunk)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from luthier.core.errors import DataError, Problem
 from luthier.core.events import Emit, silent
 from luthier.core.types import Example, Row
 from luthier.methods import METHODS
+from luthier.pipeline import canaries
 from luthier.recipe import Recipe
 from luthier.tasks import TASKS
 
@@ -27,6 +29,7 @@ class Data:
     inspection: Any
     manifest: dict[str, Any]
     sources: dict[str, str]
+    planted: canaries.Planted | None = None
 
 
 def read(recipe: Recipe, task: Any, emit: Emit = silent) -> tuple[Any, Any]:
@@ -34,6 +37,7 @@ def read(recipe: Recipe, task: Any, emit: Emit = silent) -> tuple[Any, Any]:
     from luthier.data import load as loading
     from luthier.data import split as splitting
 
+    canaries.refuse(recipe, task)
     loaded = loading.load(recipe.data, task.name, emit)
     return loaded, splitting.split(loaded, recipe.data.split, task.name)
 
@@ -69,39 +73,41 @@ def encode(
     cache: Path | None,
 ) -> Data:
     """Augment the training rows, render, tokenise, inspect. Fatal findings are raised together."""
+    from luthier.data import columns, inspect, templates
     from luthier.data import encode as encoding
-    from luthier.data import inspect, templates
 
-    tasks = getattr(METHODS.parse(recipe.method), "tasks", ())
     template = templates.choose(recipe.data.template, base.tokenizer, task.name)
+    into_rows = partial(
+        encoding.encode,
+        template=template,
+        tokenizer=base.tokenizer,
+        settings=recipe.data,
+        task=task.name,
+        labels=labels or None,
+        stop_id=base.stop_ids[0],
+        tasks=getattr(METHODS.parse(recipe.method), "tasks", ()),
+    )
     training, augmented = splits.train, None
     if recipe.augment:
         from luthier.data import augmenting
 
         augmented = augmenting.augment(splits.train, list(recipe.augment), recipe.seed, cache=cache)
         training = augmented.examples
+    planted = canaries.draw(recipe, task, splits.train, into_rows)
+    if planted is not None:
+        training = columns.extended(columns.of(training), planted.drawn.planted)
     examples = {"train": training, "validation": splits.validation, "test": splits.test}
-    rows = {
-        name: encoding.encode(
-            part,
-            template,
-            base.tokenizer,
-            recipe.data,
-            task.name,
-            labels=labels or None,
-            stop_id=base.stop_ids[0],
-            tasks=tasks,
-            cache=cache if recipe.data.cache else None,
-        )
-        for name, part in examples.items()
-    }
+    kept = cache if recipe.data.cache else None
+    rows = {name: into_rows(part, cache=kept) for name, part in examples.items()}
     inspection = inspect.inspect(loaded, splits, rows, base.tokenizer, template, recipe.data)
     manifest = dict(inspection.manifest)
     if augmented is not None:
         manifest["augmentation"] = augmented.report
+    if planted is not None:
+        manifest["canaries"] = {"planted": len(planted.planted), "controls": len(planted.controls)}
     _refuse_empty(rows, inspection.problems)
     sources = {str(item["path"]): str(item["sha256"]) for item in manifest.get("sources", ())}
-    return Data(examples, rows, labels, problem, template, inspection, manifest, sources)
+    return Data(examples, rows, labels, problem, template, inspection, manifest, sources, planted)
 
 
 def _refuse_empty(rows: Mapping[str, Sequence[Row]], problems: Sequence[Problem]) -> None:

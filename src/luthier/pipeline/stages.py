@@ -16,7 +16,7 @@ from luthier.core import atomic
 from luthier.core.errors import ModelError
 from luthier.core.events import Emitter, JsonLines
 from luthier.core.rundir import RunDir
-from luthier.pipeline import learn, place, prepare
+from luthier.pipeline import canaries, learn, place, prepare
 from luthier.recipe import Recipe
 from luthier.tasks import TASKS
 
@@ -73,6 +73,7 @@ def _train(
             place.same_data(inner, data.sources, accept)
         atomic.write_json(inner.manifest, data.manifest)
         atomic.write_text(inner.preview, data.inspection.preview)
+        canaries.write(inner, data.planted)
         seed_everything(recipe.seed)
         adapted = learn.adapt(recipe, base, task, data, stage_emit)
         carry(carried, adapted)

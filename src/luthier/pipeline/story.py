@@ -12,7 +12,7 @@ from luthier.core import atomic
 from luthier.core.errors import DataError, GateFailed, LuthierError
 from luthier.core.events import Emitter, JsonLines, Listener
 from luthier.core.rundir import RunDir
-from luthier.pipeline import place, prepare, trackers
+from luthier.pipeline import canaries, place, prepare, trackers
 from luthier.recipe import Recipe
 from luthier.tasks import TASKS
 
@@ -102,6 +102,7 @@ def _refuse_early(recipe: Recipe) -> None:
     """What can be seen to be wrong before anything is created."""
     from luthier.data import load as loading
 
+    canaries.refuse_unmeasured(recipe)
     loading.locate(recipe.data)
     trackers.refuse_missing(recipe.report.report_to)
 
@@ -132,6 +133,7 @@ def _tell(recipe: Recipe, run: RunDir, emit: Emitter, log: JsonLines, known: boo
         place.same_data(run, data.sources, accept)
     atomic.write_json(run.manifest, data.manifest)
     atomic.write_text(run.preview, data.inspection.preview)
+    canaries.write(run, data.planted)
     atomic.write_json(run.environment, place.environment(recipe, base, data.sources, threads))
     for warning in data.inspection.warnings:
         emit("warning", what=warning.what, where=warning.where, remedy=warning.remedy)
@@ -148,6 +150,7 @@ def check(recipe: Recipe, quick: bool = False) -> dict[str, Any]:
     if recipe.stages:
         from luthier.pipeline import stages
 
+        canaries.refuse_unmeasured(recipe)
         return stages.together([check(recipe.at_stage(index), quick) for index in range(len(recipe.stages))])
     task = TASKS.parse(recipe.task)
     problems: list[dict[str, Any]] = []

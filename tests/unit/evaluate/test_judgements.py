@@ -91,14 +91,69 @@ def test_r2_a_rise_within_the_rows_own_noise_is_noise():
     assert found.verdict not in ("overfit", "memorising") or found.band[0] > 0
 
 
-def test_memorisation_probe_and_canary_exposure():
+def test_memorisation_is_a_gap_that_the_base_has_not():
     source = np.random.default_rng(0)
-    twins = source.normal(2, 0.3, 40)
-    assert overfitting.memorisation(twins - 1.5, twins)["memorised"]
-    assert not overfitting.memorisation(twins + source.normal(0, 0.1, 40), twins)["memorised"]
-    controls = source.normal(5, 1, 255).tolist()
-    assert overfitting.exposure(0.1, controls) == 8.0
-    assert overfitting.exposure(100.0, controls) == 0.0
+    easy, hard = source.normal(2, 0.3, 40), source.normal(4, 0.3, 50)
+    found = overfitting.memorisation((easy, easy * 0.02), (hard, hard - 0.2))
+    assert found["gap"] == pytest.approx(0.98 * easy.mean() - 0.2)
+    assert found["ci95"][0] < found["gap"] < found["ci95"][1]
+    assert found["memorised"]
+    assert found["rows"] == {"training": 40, "held_out": 50}
+    same = overfitting.memorisation((easy, easy - 1.9), (hard, hard - 1.9))
+    assert same["gap"] == pytest.approx(0)
+    assert not same["memorised"]  # rows that were easier before the training are not known by heart
+    some = overfitting.memorisation((easy, easy - 1.0), (hard, hard - 0.5))
+    assert some["ci95"][0] > 0
+    assert not some["memorised"]  # every training leaves a gap
+    little = overfitting.memorisation((easy, easy * 0 + 0.001), (easy, easy * 0 + 0.05))
+    assert not little["memorised"]  # both know it
+
+
+def test_exposure_in_bits():
+    controls = [float(i) for i in range(255)]
+    assert overfitting.exposure(-1.0, controls) == 8.0
+    assert overfitting.exposure(1e3, controls) == 0.0
+    assert overfitting.exposure(6.5, controls) == 5.0  # rank 8 of 256
+    mean = np.mean([overfitting.exposure(i - 0.5, controls) for i in range(256)])
+    assert mean == pytest.approx(overfitting.CHANCE, abs=0.03)
+
+
+def test_exposures_of_canaries_that_were_trained_and_of_some_that_were_not():
+    source = np.random.default_rng(1)
+    before, controls = source.normal(5, 0.5, 8), source.normal(5, 0.5, 255)
+    known = overfitting.exposures((before, before * 0.05), (controls, controls - 0.1))
+    assert known["tuned"]["exposure"] == known["most_bits"] == 8.0
+    assert known["by_heart"] == 8
+    assert known["p"] == 1 / 2001
+    assert known["gap"] == pytest.approx(0.95 * before.mean() - 0.1)
+    untrained = [
+        overfitting.exposures((part, part - 0.1), (controls, controls - 0.1), seed)
+        for seed, part in enumerate(source.normal(5, 0.5, (40, 8)))
+    ]
+    assert np.mean([one["tuned"]["exposure"] for one in untrained]) == pytest.approx(overfitting.CHANCE, abs=0.25)
+    assert sum(one["p"] < 0.05 for one in untrained) <= 5  # a p value: 2 of 40 are expected
+    assert not any(one["memorised"] for one in untrained)
+
+
+def test_canaries_known_by_heart_are_memorising_and_a_gap_only_where_the_loss_does_not_fall():
+    canaries = overfitting.exposures((np.full(4, 5.0), np.full(4, 0.1)), (np.full(9, 5.0), np.full(9, 4.5)))
+    found = overfitting.diagnose(FALLING, FALLING, memory={"canaries": canaries})
+    assert (found.verdict, found.by, found.since) == ("memorising", "canaries", None)
+    assert "4 of 4 canaries" in found.reason
+    gap = overfitting.memorisation((np.full(9, 5.0), np.full(9, 0.1)), (np.full(9, 5.0), np.full(9, 4.5)))
+    assert gap["memorised"]
+    assert overfitting.diagnose(FALLING, FALLING, memory={"held_out": gap}).verdict in ("healthy", "underfit")
+    flat = curve(2.0, 1.5, 1.4, 1.4, 1.4, 1.41)
+    assert overfitting.diagnose(FALLING, flat).verdict == "healthy"
+    found = overfitting.diagnose(FALLING, flat, memory={"held_out": gap})
+    assert (found.verdict, found.by) == ("memorising", "held_out")
+
+
+def test_histories_take_each_step_once():
+    lines = [{"step": 2, "loss": [1.0, 2.0], "units": [1, 1]}, {"step": 1, "loss": [3.0, 2.0], "units": [1, 1]}]
+    found = overfitting.histories([*lines, {"step": 2, "loss": [5.0, 5.0], "units": [1, 1]}])
+    assert [(step, loss.tolist()) for step, loss, _ in found] == [(1, [3.0, 2.0]), (2, [5.0, 5.0])]
+    assert overfitting.histories([*lines, {"step": 3, "loss": [1.0], "units": [1]}]) == []
 
 
 def test_e11_checkpoints_7_and_21_converged_or_overfit():
