@@ -45,6 +45,10 @@ class MultitaskPrefix:
     def __init__(self, params: Params | None = None):
         self.params = params or self.Params()
 
+    def lr_for(self, base: Base) -> float:
+        """That of a single prefix on this base."""
+        return Prefix.encoder_lr if base.kind == "encoder" else self.default_lr
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that rows may belong to, in the order of the tables."""

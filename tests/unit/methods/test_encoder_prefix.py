@@ -12,6 +12,7 @@ import pytest
 import luthier as lu
 from luthier.core.errors import GateFailed
 from luthier.evaluate.losses import row_losses
+from luthier.methods import METHODS
 from luthier.pipeline import later
 
 
@@ -37,3 +38,13 @@ train: {{steps: 6, batch_size: 8, threads: 1, engine: {engine}, save_every: neve
     assert row_losses(again, data.rows["test"]).loss == pytest.approx(metrics["tuned"]["loss"], rel=1e-5)
     assert metrics["tuned"]["loss"] != metrics["base"]["loss"]
     assert "ok" in [one["status"] for one in health["diagnoses"] if one["name"] == "random_head"]
+
+
+def test_the_default_rate_knows_encoders() -> None:
+    """3e-2 on the free table of an encoder, 1e-2 on a decoder's and on the tied form, 1e-3 through a network."""
+    encoder, decoder = tiny.base("bert"), tiny.base("llama")
+    for name in ("prefix", "multitask_prefix"):
+        member = METHODS.parse({"name": name, "length": 3})
+        assert (member.lr_for(encoder), member.lr_for(decoder)) == (3e-2, 1e-2)
+    assert METHODS.parse({"name": "prefix", "tied": True}).lr_for(encoder) == 1e-2
+    assert METHODS.parse({"name": "prefix", "mlp": 8}).lr_for(encoder) == 1e-3
