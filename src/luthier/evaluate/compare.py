@@ -70,7 +70,7 @@ def summary(run: RunDir) -> dict[str, Any]:
         "step": status.get("step"),
         "train": [list(point) for point in train],
         "validation": [list(point) for point in validation],
-        "overfitting": diagnose(train, validation).as_json(),
+        "overfitting": metrics.get("overfitting") or diagnose(train, validation).as_json(),
         "metrics": {key: metrics[key] for key in keys if key in metrics},
         "cost": cost(run, events),
         "health": {"verdict": health.get("verdict"), "top": health.get("top")},

@@ -177,7 +177,8 @@ def _window(facts: Facts, window: Mapping[str, Any]) -> None:
 
 
 def _answers(facts: Facts, evaluation: Mapping[str, Any]) -> None:
-    """The evaluation asked more rows and let them answer longer: its stop rate counts where there is one."""
+    """What the evaluation knows better: it asked more rows and let them answer longer, so its stop rate counts."""
+    facts.overfitting = evaluation.get("overfitting") or {}
     tuned, base = evaluation.get("tuned") or {}, evaluation.get("base") or {}
     if facts.answers_expected and tuned.get("stop_rate") is not None:
         facts.stop_rate, facts.base_stop_rate = float(tuned["stop_rate"]), base.get("stop_rate")

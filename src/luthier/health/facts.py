@@ -104,6 +104,8 @@ class Facts:
     train_curve: Sequence[tuple[int, float]] = ()
     validation_curve: Sequence[tuple[int, float]] = ()
     gradient_norms: Sequence[float | None] = ()
+    overfitting: Mapping[str, Any] = field(default_factory=dict)
+    """The verdict that the evaluation recorded: it knows single validation rows, and what the weights remember."""
     # longer window
     far_mass: float | None = None
     """Share of the attention on keys farther back than the old window, of tokens that have such."""

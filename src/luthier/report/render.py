@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
-from luthier.report import inspection, longer, words
+from luthier.report import inspection, longer, memory, words
 from luthier.report.collect import Facts, number
 from luthier.report.headline import interval, noise_floor, side, significant
 from luthier.report.samples import text_of
@@ -57,7 +57,8 @@ def page(
         window_tasks=longer.tasks(facts.window),
         window_attention=longer.attention(facts.window),
         head=story["headline"],
-        over=over(story["overfitting"]),
+        over=over(story["overfitting"], facts.metrics),
+        memory=memory.shown(facts.metrics),
         method=spec(facts.recipe.get("method")),
         task=spec(facts.recipe.get("task")),
         done=done(facts, texts),
@@ -87,9 +88,16 @@ def spec(value: Any) -> str:
     return words.plain(value) if value is not None else "–"
 
 
-def over(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict with the names that the string tables use."""
-    return {**verdict, "before": verdict.get("train_before"), "after": verdict.get("train_after")}
+def over(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict with the names that the string tables use, and the numbers of whatever probe tells it."""
+    found = memory.shown(metrics)
+    held, canaries = found.get("held_out", {}), found.get("canaries", {})
+    low, high = verdict.get("band") or (None, None)
+    numbers = {"known": canaries.get("by_heart"), "planted": canaries.get("planted"), "bits": canaries.get("tuned")}
+    numbers |= dict(zip(("trained", "held_out"), held.get("tuned", (None, None)), strict=True))
+    numbers |= {"most": canaries.get("most_bits"), "low": words.signed(low), "high": words.signed(high)}
+    names = {"before": verdict.get("train_before"), "after": verdict.get("train_after")}
+    return {**verdict, **names, "key": memory.key(verdict), "numbers": numbers}
 
 
 def done(facts: Facts, texts: dict[str, str]) -> list[tuple[str, str]]:

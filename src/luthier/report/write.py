@@ -10,7 +10,7 @@ from typing import Any
 from luthier.core import atomic
 from luthier.core.redact import visible
 from luthier.core.rundir import RunDir
-from luthier.report import headline, longer, overfitting, plots, render, words
+from luthier.report import headline, longer, memory, overfitting, plots, render, words
 from luthier.report.collect import Facts, collect
 from luthier.report.samples import as_text
 
@@ -44,7 +44,7 @@ def judge(facts: Facts) -> dict[str, Any]:
     }
     over = overfitting.judge(curve.get("train", ()), curve.get("validation", ()))
     found = headline.judge(facts.metrics, task_name(facts.recipe))
-    return {"headline": found.as_json(), "overfitting": over.as_json()}
+    return {"headline": found.as_json(), "overfitting": memory.recorded(over.as_json(), facts.metrics)}
 
 
 def task_name(recipe: dict[str, Any]) -> str:

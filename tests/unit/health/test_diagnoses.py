@@ -131,6 +131,17 @@ def test_r2_falling_losses_never_fire_and_rising_ones_do():
     assert status("overfit", rising) == "fail"
 
 
+def test_what_the_evaluation_recorded_of_overfitting_counts():
+    train = [(step, 3.0 / step) for step in range(1, 9)]
+    falling = [(1, 3.0), (2, 2.0), (3, 1.0)]
+    by_heart = {"verdict": "memorising", "by": "canaries", "reason": "4 of 4 canaries", "advice": "fewer epochs"}
+    known = DIAGNOSES.get("overfit")(Facts(train_curve=train, validation_curve=falling, overfitting=by_heart))
+    assert (known.status, known.evidence, known.advice) == ("warn", "4 of 4 canaries", "fewer epochs")
+    rising = {"train_curve": train, "validation_curve": [(1, 1.0), (2, 2.0), (3, 3.0)]}
+    assert status("overfit", Facts(**rising, overfitting=by_heart)) == "fail"
+    assert status("overfit", Facts(**rising, overfitting={"verdict": "noisy", "by": "curve"})) == "ok"
+
+
 def test_e6_nothing_measured_says_so_and_is_not_called_healthy():
     found = DIAGNOSES.get("dead_adapter")(Facts())
     assert found.value is None

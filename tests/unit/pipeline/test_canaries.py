@@ -130,6 +130,8 @@ def test_a_run_that_learns_its_canaries_by_heart_is_told_so_and_one_step_is_not(
     assert len(named["controls"]) == 255
     report = json.loads(run.report_json.read_text("utf-8"))
     assert report["overfitting"]["verdict"] == "memorising"
+    assert report["overfitting"]["by"] == "canaries"
+    assert found["each"][0]["text"] in run.report_html.read_text("utf-8").replace("&#39;", "'")
     short = run_of(tmp_path / "short", *asked, "train.steps=1", "train.lr=1e-4")
     untouched = short.read(short.metrics)["memorisation"]["canaries"]
     assert untouched["by_heart"] == 0
