@@ -2,7 +2,7 @@
 
     python benchmarks/forgetting.py MODEL TARGET.txt GENERAL.txt [--seeds 3] [--steps 150] [--out FILE.json]
 
-For every seed and each of two LoRA rates: LoRA (r 8) is tuned on TARGET for `steps` steps; full tuning, at two rates,
+For every seed and each of two LoRA rates: LoRA (r 8) is tuned on TARGET for `steps` steps; full tuning, at three rates,
 runs until its loss on held-out TARGET is as low. What FILE holds already is kept.
 Then the loss on GENERAL, before and after, with paired 95 % intervals by window.
 """
@@ -38,6 +38,7 @@ ARMS = {
     "lora": ({"name": "lora", "r": 8}, None),
     "full": ({"name": "full"}, 5e-4),
     "full, a fifth of the rate": ({"name": "full"}, 1e-4),
+    "full, four times the rate": ({"name": "full"}, 2e-3),
 }
 
 
@@ -54,18 +55,21 @@ def main() -> None:
     torch.set_num_threads(1)
     runs: list[dict[str, Any]] = json.loads(given.out.read_text("utf-8"))["runs"] if given.out.is_file() else []
     rates = {name: rate or LORA_RATES for name, (_, rate) in ARMS.items()}
-    wanted = set(itertools.product(range(given.seeds), LORA_RATES))
-    for seed, lora_rate in sorted(wanted - {(run["seed"], run["lora_rate"]) for run in runs}):
-        runs.append(one(given, seed, lora_rate))
+    known = {(run["seed"], run["lora_rate"]): run for run in runs}
+    for seed, lora_rate in itertools.product(range(given.seeds), LORA_RATES):
+        known[seed, lora_rate] = one(given, known.get((seed, lora_rate), {"seed": seed, "lora_rate": lora_rate}))
+        runs = [known[key] for key in sorted(known)]
         found = {"steps": given.steps, "batch_tokens": BATCH * WINDOW, "rates": rates, "runs": runs}
         given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
-def one(given: argparse.Namespace, seed: int, lora_rate: float) -> dict[str, Any]:
-    """Every arm with one seed; the first arm sets the goal."""
-    found: dict[str, Any] = {"seed": seed, "lora_rate": lora_rate}
-    goal = None
+def one(given: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
+    """Every arm that `found` lacks; the first arm sets the goal."""
+    seed, lora_rate = found["seed"], found["lora_rate"]
     for name, (method, rate) in ARMS.items():
+        if name in found:
+            continue
+        goal = found["lora"]["target_loss"] if "lora" in found else None
         adapted = fresh(given.model, method, seed)
         target, general = windows(adapted, given.target), windows(adapted, given.general)
         order = np.random.default_rng(seed).permutation(len(target))
@@ -73,7 +77,6 @@ def one(given: argparse.Namespace, seed: int, lora_rate: float) -> dict[str, Any
         with adapted.off():
             untouched = row_losses(adapted, held_out).loss
         steps, loss = learn(adapted, rows, held_out, given.steps, rate or lora_rate, seed, goal)
-        goal = loss if goal is None else goal
         places = np.linspace(0, len(general) - 1, 2 * HELD_OUT).astype(int)
         change = guard(adapted, [general[i] for i in places], resamples=1000, seed=seed)
         found[name] = {"steps": steps, "target_before": untouched, "target_loss": loss, "general": change}
