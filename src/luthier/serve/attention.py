@@ -74,7 +74,7 @@ class Pool:
         return 2 * layers * heads * dim * self.length * self.keys[0].element_size()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Group:
     """Single tokens that are computed together: rows of the step, where their slots lie, and their lengths."""
 
@@ -85,6 +85,22 @@ class Group:
     longest: int
     even: bool
     """All as long as the longest, so that nothing is masked."""
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """[R, 1, 1, longest], made once a step for all layers of one window; None: everything is seen."""
+        if window not in self.masks:
+            self.masks[window] = self._mask(window)
+        return self.masks[window]
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        if self.even and (window is None or self.longest <= window):
+            return None
+        places = torch.arange(self.longest, device=self.lengths.device)
+        mask = places[None] < self.lengths[:, None]
+        if window is not None:
+            mask &= places[None] >= self.lengths[:, None] - window
+        return mask[:, None, None]
 
 
 @dataclass
@@ -95,9 +111,11 @@ class Step:
     spans: Sequence[Span]
     decode: int = 0
     """How many leading spans are single tokens."""
-    slots: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    entries: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """[kv_heads · decode] where the single tokens' keys belong in a layer's pool seen as [slots · heads · length, d]"""
     groups: Sequence[Group] = ()
+    masks: dict[tuple[int, int, int | None], Tensor | None] = field(default_factory=dict)
+    """Of prompt chunks: (cached, rows, window) → mask, the same in all layers."""
 
     @classmethod
     def of(cls, pool: Pool, spans: Sequence[Span]) -> Step:
@@ -105,20 +123,36 @@ class Step:
         count = 0
         while count < len(spans) and spans[count].rows == 1:
             count += 1
+        if not count:
+            return cls(pool, spans)
         slots, lengths = [span.slot for span in spans[:count]], [span.cached + 1 for span in spans[:count]]
-        device = pool.device
-        places, sizes = (torch.tensor(values, dtype=torch.int64, device=device) for values in (slots, lengths))
-        return cls(pool, spans, count, places, sizes, _groups(slots, lengths, device))
+        heads, size, device = pool.shape[2], pool.length, pool.device
+        places = torch.tensor([slot * heads * size + length - 1 for slot, length in zip(slots, lengths, strict=True)])
+        entries = (torch.arange(heads)[:, None] * size + places).flatten().to(device)
+        return cls(pool, spans, count, entries, _groups(slots, lengths, device))
+
+    def mask(self, span: Span, window: int | None) -> Tensor | None:
+        """[rows, cached + rows] of a prompt chunk; None where it is plainly causal from the beginning."""
+        last = span.cached + span.rows
+        if not span.cached and (window is None or last <= window):
+            return None
+        key = (span.cached, span.rows, window)
+        if key not in self.masks:
+            places = torch.arange(last, device=self.pool.device)[None]
+            own = torch.arange(span.cached, last, device=self.pool.device)[:, None]
+            mask = places <= own
+            if window is not None:
+                mask &= places > own - window
+            self.masks[key] = mask
+        return self.masks[key]
 
 
 def _groups(slots: list[int], lengths: list[int], device: torch.device) -> list[Group]:
-    """At most two groups by length: short requests must not pay for one long one."""
-    if not slots:
-        return []
-    short = [length * 4 <= max(lengths) for length in lengths]
-    made = []
+    """At most two groups by length: short requests must not pay for one long one. In each, rows in slot order."""
+    most, made = max(lengths), []
+    order = sorted(range(len(slots)), key=slots.__getitem__)
     for kind in (False, True):
-        rows = [row for row, one in enumerate(short) if one is kind]
+        rows = [row for row in order if (lengths[row] * 4 <= most) is kind]
         if not rows:
             continue
         own, sizes = [slots[row] for row in rows], [lengths[row] for row in rows]
@@ -175,63 +209,35 @@ def slot_attention(
     keys, values = step.pool.keys[module.layer_idx], step.pool.values[module.layer_idx]
     out = torch.empty_like(query)
     if step.decode:
-        _write_single(step, keys, values, key, value)
-        out[:, :, : step.decode] = _decode(step, query[:, :, : step.decode], keys, values, scaling, sliding_window)
+        for store, fresh in ((keys, key), (values, value)):
+            entries = fresh[0, :, : step.decode].reshape(-1, fresh.shape[-1])
+            store.view(-1, store.shape[-1]).index_copy_(0, step.entries, entries)
+        for group in step.groups:
+            out[0, :, group.rows] = _decode_group(query[0, :, group.rows], keys, values, group, scaling, sliding_window)
     start = step.decode
     for span in step.spans[step.decode :]:
         stop, last = start + span.rows, span.cached + span.rows
         keys[span.slot, :, span.cached : last] = key[0, :, start:stop]
         values[span.slot, :, span.cached : last] = value[0, :, start:stop]
-        out[:, :, start:stop] = _chunk(span, query[:, :, start:stop], keys, values, scaling, sliding_window)
+        k, v = keys[span.slot : span.slot + 1, :, :last], values[span.slot : span.slot + 1, :, :last]
+        mask = step.mask(span, sliding_window)
+        out[:, :, start:stop] = functional.scaled_dot_product_attention(
+            query[:, :, start:stop], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        )
         start = stop
     return out.transpose(1, 2).contiguous(), None
-
-
-def _write_single(step: Step, keys: Tensor, values: Tensor, key: Tensor, value: Tensor) -> None:
-    places = step.lengths - 1
-    keys[step.slots, :, places] = key[0, :, : step.decode].transpose(0, 1)
-    values[step.slots, :, places] = value[0, :, : step.decode].transpose(0, 1)
-
-
-def _decode(step: Step, query: Tensor, keys: Tensor, values: Tensor, scale: float | None, window: int | None) -> Tensor:
-    """All single tokens, group by group."""
-    out = torch.empty_like(query)
-    for group in step.groups:
-        out[0, :, group.rows] = _decode_group(
-            query[0, :, group.rows].transpose(0, 1), keys, values, group, scale, window
-        )
-    return out
 
 
 def _decode_group(
     query: Tensor, keys: Tensor, values: Tensor, group: Group, scale: float | None, window: int | None
 ) -> Tensor:
-    """query [R, heads, d]; grouped-query heads are folded into the query axis, so no key is repeated."""
-    count, heads, dim = query.shape
+    """query [heads, R, d]; grouped-query heads are folded into the query axis, so no key is repeated."""
+    heads, count, dim = query.shape
     kv_heads, longest = keys.shape[1], group.longest
-    folded = query.reshape(count, kv_heads, heads // kv_heads, dim)
-    mask = None
-    if not group.even or (window is not None and longest > window):
-        places = torch.arange(longest, device=keys.device)
-        mask = places[None] < group.lengths[:, None]
-        if window is not None:
-            mask &= places[None] >= group.lengths[:, None] - window
-        mask = mask[:, None, None]
+    folded = query.transpose(0, 1).reshape(count, kv_heads, heads // kv_heads, dim)
     k, v = keys[group.slots, :, :longest], values[group.slots, :, :longest]
-    made = functional.scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale)
+    made = functional.scaled_dot_product_attention(folded, k, v, attn_mask=group.mask(window), scale=scale)
     return made.reshape(count, heads, dim).transpose(0, 1)
-
-
-def _chunk(span: Span, query: Tensor, keys: Tensor, values: Tensor, scale: float | None, window: int | None) -> Tensor:
-    """One prompt chunk, causal after the entries that are already there."""
-    last = span.cached + span.rows
-    k, v = keys[span.slot : span.slot + 1, :, :last], values[span.slot : span.slot + 1, :, :last]
-    places = torch.arange(last, device=keys.device)[None]
-    own = torch.arange(span.cached, last, device=keys.device)[:, None]
-    mask = places <= own
-    if window is not None:
-        mask &= places > own - window
-    return functional.scaled_dot_product_attention(query, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
 
 
 def register() -> None:

@@ -7,6 +7,7 @@ calls `step`; other threads only set `cancelled` and append to the inbox.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -72,7 +73,14 @@ class _Work:
 class Engine:
     """Slots, pool, and the step."""
 
-    def __init__(self, base: Base, slots: int = 16, budget: int = 256, kv_bytes: int | None = None):
+    def __init__(
+        self,
+        base: Base,
+        slots: int = 16,
+        budget: int = 256,
+        kv_bytes: int | None = None,
+        pack_bytes: int | None = None,
+    ):
         if base.kind != "decoder":
             raise ModelError(f"only decoder models run in slots, and this is an {base.kind}")
         _refuse_moving_positions(base)
@@ -91,7 +99,7 @@ class Engine:
         """Positions that one request may take: the model's window, or what the memory for keys allows."""
         self.pool = Pool(shape, weight.dtype, weight.device, self.window)
         self.held: dict[int, Held] = {}
-        self.lanes = LoraLanes(self.base.model)
+        self.lanes = LoraLanes(self.base.model, _spare_memory() // 8 if pack_bytes is None else pack_bytes)
         self.plain = Served("base", None, self.base)
 
     @property
@@ -183,13 +191,13 @@ class Engine:
 
     def _forward(self, works: list[_Work]) -> None:
         """One flat row [1, T] through the tree of this lane."""
-        works.sort(key=lambda work: (work.rows > 1, work.request.slot))  # neighbours in the pool are not copied
+        works.sort(key=_order)
         shared = works[0].request.served.shared
         tree = self.base if shared else works[0].request.served.base
         spans = [Span(work.request.slot, work.request.cached, work.rows) for work in works]
         self.pool.reserve(max(span.cached + span.rows for span in spans))
         if shared:
-            self.lanes.using([work.request.served for work in works for _ in range(work.rows)])
+            self.lanes.using(*_chapters(works))
         attention.begin(Step.of(self.pool, spans))
         positions = [place for span in spans for place in range(span.cached, span.cached + span.rows)]
         hidden = tree.anatomy.backbone(
@@ -237,13 +245,14 @@ class Engine:
             self.counters.prompt_tokens += 0 if decoding else work.rows
             row += work.rows
             if work.last:
-                ends.append((request, row - 1))
+                ends.append((work, row - 1))
         if not ends:
             return
-        if shared:
-            self.lanes.using([request.served for request, _ in ends])
-        logits = forward.logits(tree, hidden[[place for _, place in ends]])
-        requests = [request for request, _ in ends]
+        if shared and self.lanes.reach(tree.anatomy.head):
+            self.lanes.using(*_chapters([work for work, _ in ends], rows=1))
+        places = [place for _, place in ends]
+        logits = forward.logits(tree, hidden if len(places) == len(hidden) else hidden[places])
+        requests = [work.request for work, _ in ends]
         for request, token in zip(requests, choose(logits.float(), requests), strict=True):
             self._take(request, token)
 
@@ -308,6 +317,18 @@ def _spare_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def _order(work: _Work) -> tuple[bool, int, int]:
+    """Single tokens first; in each half by adapter, those without LoRA last."""
+    served = work.request.served
+    return work.rows > 1, served.version if served.lora else sys.maxsize, work.request.slot
+
+
+def _chapters(works: Sequence[_Work], rows: int = 0) -> list[list[tuple[Served, int]]]:
+    """(adapter, rows) of the single tokens, and of the prompt chunks; each work with `rows` rows where given."""
+    halves = ([work for work in works if work.rows == 1], [work for work in works if work.rows > 1])
+    return [[(work.request.served, rows or work.rows) for work in half] for half in halves]
 
 
 def _lanes(works: Sequence[_Work]) -> list[list[_Work]]:
