@@ -40,3 +40,7 @@ class Base:
     """Rows of a flat batch that begin with the same tokens compute them once (`engine.sharing`)."""
     shifted_attention: int | None = None
     """Tokens of a group of shifted sparse attention while training (`engine.shifted`)."""
+    token_step: int | None = None
+    """Flat training batches are padded to multiples of so many tokens, by a segment of its own (CUDA graphs)."""
+    compiled: list[Any] = field(default_factory=list)
+    """Hooks that `models.compiled` put there."""

@@ -87,11 +87,20 @@ def _attention(
     return segment_attention(query[0], key[0], value[0], step.segments, **options)[None], None
 
 
+_OPAQUE: list[Any] = []
+"""The attention as compiled layers see it, while there are any."""
+
+
+def make_opaque(on: bool) -> None:
+    """Whether compiled layers stop before the attention and go on behind it. (Loads torch's compiler.)"""
+    _OPAQUE[:] = [torch.compiler.disable(_attention)] if on else []
+
+
 def register() -> None:
     """Make the function known to transformers (idempotent)."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, _OPAQUE[-1] if _OPAQUE else _attention)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
@@ -143,6 +152,10 @@ def hidden(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
     if shared is not None:
         options["input_ids"], positions = shared.input_ids[None], shared.position_ids + extra
         bounds, parents, keep = list(shared.bounds), shared.parents, shared.back
+    size = len(positions)
+    if base.token_step and base.model.training and "input_ids" in options and not _own_prefixes(virtual):
+        options["input_ids"], positions, bounds = _to_budget(base, options["input_ids"], positions, bounds)
+        parents = (*parents, -1) if parents and len(positions) > size else parents
     accepted = inspect.signature(base.anatomy.backbone.forward).parameters
     if "position_ids" not in accepted and "kwargs" not in accepted:
         raise ModelError(f"{type(base.anatomy.backbone).__name__} takes no position_ids", remedy="train.engine: plain")
@@ -155,16 +168,31 @@ def hidden(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
     shifted = None if group is None else Shifted.of(segments, group)
     with kept, _using(base, _Step(segments, base.kind == "decoder", prefix, shifted)):
         out = base.anatomy.backbone(attention_mask=None, **options).last_hidden_state[0]
-    return out if keep is None else out[keep]
+    return out[:size] if keep is None else out[keep]
+
+
+def _to_budget(base: Base, ids: Tensor, positions: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+    """Ids [1, T] and positions [T] with a segment of padding behind, so that T is a multiple of `token_step`."""
+    more = -len(positions) % int(base.token_step or 1)
+    if not more:
+        return ids, positions, bounds
+    filled = torch.full((1, more), base.pad_id, dtype=ids.dtype, device=ids.device)
+    places = torch.arange(more, dtype=positions.dtype, device=positions.device)
+    return torch.cat([ids, filled], 1), torch.cat([positions, places]), [*bounds, bounds[-1] + more]
 
 
 def _shared(base: Base, batch: Batch, virtual: Virtual | None) -> Shared | None:
     """The batch as a trie, where sharing is on and every row has the same virtual tokens before it."""
     if not base.shared_prefix or base.kind != "decoder" or base.trunk is not None:
         return None
-    if virtual is not None and (virtual.prompt is not None or any(k.dim() == 4 for k, _ in virtual.prefix or ())):
+    if _own_prefixes(virtual) or (virtual is not None and virtual.prompt is not None):
         return None
     return share(batch)
+
+
+def _own_prefixes(virtual: Virtual | None) -> bool:
+    """Whether every row has virtual keys of its own."""
+    return virtual is not None and any(key.dim() == 4 for key, _ in virtual.prefix or ())
 
 
 def _first_position(base: Base) -> int:

@@ -28,9 +28,9 @@ def choose_layout(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> str
     adapted.eval()
     try:
         adapted.layout = "padded"
-        alone = _measure(adapted, [from_rows([row]) for row in rows])
+        alone = measure(adapted, [from_rows([row]) for row in rows])
         adapted.layout = "flat"
-        together = _measure(adapted, [from_rows(list(rows))])
+        together = measure(adapted, [from_rows(list(rows))])
     except (LuthierError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
         emit(
@@ -42,8 +42,8 @@ def choose_layout(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> str
         return "padded"
     finally:
         adapted.layout = before
-    worst = _difference(alone, together)
-    tolerance = TOLERANCE if _is_float32(adapted) else 3e-2
+    worst = difference(alone, together)
+    tolerance = allowed(adapted)
     if worst <= tolerance:
         emit("selfcheck", layout="flat", difference=worst, tolerance=tolerance)
         return "flat"
@@ -56,11 +56,12 @@ def choose_layout(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> str
     return "padded"
 
 
-def _is_float32(adapted: Any) -> bool:
-    return next(adapted.base.model.parameters()).dtype == torch.float32
+def allowed(adapted: Any) -> float:
+    """The largest difference that rounding explains in the base's dtype."""
+    return TOLERANCE if next(adapted.base.model.parameters()).dtype == torch.float32 else 3e-2
 
 
-def _measure(adapted: Any, batches: Sequence[Batch]) -> dict[str, Tensor]:
+def measure(adapted: Any, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Loss and gradients of Σ total, as {"loss": …, weight name: gradient}."""
     weights = adapted.parameters_by_name()
     kept = {name: weight.grad for name, weight in weights.items()}
@@ -79,7 +80,7 @@ def _measure(adapted: Any, batches: Sequence[Batch]) -> dict[str, Tensor]:
     return {"loss": total, **found}
 
 
-def _difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """Largest difference relative to the size of what is compared (all gradients together)."""
     if set(one) != set(other):
         return float("inf")

@@ -54,10 +54,7 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
     base.shared_prefix = settings.shared_prefix
     adapted.layout = "padded" if settings.engine == "plain" else _choose_layout(adapted, data, emit)
     _refuse_unfit_sharing(settings, adapted.layout, base, emit)
-    if settings.int8_base:
-        from luthier.models import int8
-
-        int8.install_checked(adapted, _first_rows(data), emit)
+    _choose_kernels(settings, adapted, data, emit)
     _shift_attention(settings, adapted)
     _tell_frozen_positions(adapted, emit)
     trained = sum(weight.numel() for weight in adapted.parameters_by_name().values())
@@ -88,6 +85,16 @@ def _refuse_long(adapted: Any, data: Data) -> None:
             what = f"{(lengths > room).sum()} of {len(rows)} {name} rows do not fit the model's window{beside}"
             longest = f"; the longest, {rows[int(lengths.argmax())].id}, has {lengths.max()} tokens"
             raise DataError(what + longest, where="data.max_length", remedy=f"data.max_length: {room}")
+
+
+def _choose_kernels(settings: TrainSettings, adapted: Any, data: Data, emit: Emitter) -> None:
+    """Eight-bit products where they are asked for; Liger's kernels where they are at hand."""
+    from luthier.models import int8, kernels
+
+    if settings.int8_base:
+        int8.install_checked(adapted, _first_rows(data), emit)
+    if settings.engine == "auto" and settings.compile != "on" and kernels.available(adapted.base):
+        kernels.install_checked(adapted, _first_rows(data), emit)
 
 
 def _refuse_unfit_sharing(settings: TrainSettings, layout: str, base: Any, emit: Emitter) -> None:
@@ -200,7 +207,7 @@ def total_steps(recipe: Recipe, plan: Any) -> int:
 
 def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, log: JsonLines) -> Any:
     """The loop; returns its TrainState with the best weights restored in `adapted`."""
-    from luthier.models import trunk
+    from luthier.models import compiled, trunk
     from luthier.pipeline.validated import Validation
     from luthier.train import loop
     from luthier.train.checkpoint import Checkpoints
@@ -214,6 +221,7 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
         lr = probe.best_rate(own, adapted, plan, data, lr, run, emit)
     if recipe.train.trunk_cache:
         trunk.install(adapted, data.rows["train"], run.trunk, emit)
+    compiled.install_checked(adapted, _first_rows(data), recipe.train, _tokens(recipe, data, plan, steps), emit)
     run.write_status("running", total_steps=steps)
     emit.listeners.append(_heartbeat(run, steps))
     rows_log, validation_log = JsonLines(run.rows), JsonLines(run.validation_rows)
@@ -249,6 +257,14 @@ def train(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter, 
         validation_log.close()
         emit.listeners.remove(validate.listen)
         trunk.remove(adapted, run.trunk)
+        compiled.remove(adapted.base)
+
+
+def _tokens(recipe: Recipe, data: Data, plan: Any, steps: int) -> float:
+    """Tokens of the whole training, about."""
+    from luthier.data.batching import lengths_of
+
+    return float(lengths_of(data.rows["train"]).sum()) * steps / max(1, plan.steps(0))
 
 
 def learning_rate(recipe: Recipe, adapted: Any) -> float:

@@ -69,7 +69,7 @@ class TrainSettings(Settings):
     """auto: flat batches after a self-check against one-by-one; plain: padded batches."""
     activation_checkpointing: bool = False
     int8_base: bool = False
-    """Frozen linear layers in int8 while training, on CPU (lossy; refused when the gradient's cosine is under 0.99)."""
+    """Frozen linear layers in int8 (GPU: fp8) while training; lossy: refused under a gradient's cosine of 0.99."""
     trunk_cache: bool = False
     """Keep the hidden states below the lowest trained layer on disk."""
     shared_prefix: bool = False
@@ -80,6 +80,8 @@ class TrainSettings(Settings):
     """With `context:`, short rows get positions from the whole new window (PoSE): a jump at a random place of each."""
     shifted_attention: int | None = Field(None, ge=2)
     """While training, tokens attend within groups of so many, half of the heads half a group later (S²-Attn; lossy)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Let torch compile the layers: auto, where a training on the CPU is so long that it pays (a GPU: only with on)."""
     threads: int | None = Field(None, gt=0)
     """torch threads; null: the physical cores. Recorded, since sums depend on it."""
     max_disk: str | None = None
