@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from luthier.models import decode, forward, gate
 from luthier.models.base import Base
 from luthier.models.load import load_base
 from luthier.models.settings import ModelSettings
-from luthier.tasks import TASKS
+from luthier.tasks import TASKS, label_text
 from luthier.train.loss import LossOutput
 
 CARD = "luthier.json"
@@ -129,11 +130,18 @@ class AdaptedModel:
 
     @torch.no_grad()
     def row_logits(self, batch: Batch) -> Tensor:
-        """[S, labels] of a classification head."""
+        """[S, labels] of a classification head, or the scores of the labels' texts (log-likelihoods)."""
+        if self.task.spoken:
+            return label_text.scores(self, batch)[0]
         batch = batch.to(self.device)
         virtual = self.virtual(batch)
         hidden = forward.hidden(self.base, batch, virtual, layout=self.layout)
         return forward.row_logits(self.base, batch, hidden, virtual, self.layout)
+
+    @cached_property
+    def label_ids(self) -> list[list[int]]:
+        """Tokens of every label's text and the stop token, where labels are answers."""
+        return label_text.candidates(self)
 
     def prompt_ids(self, prompt: str | Sequence[Turn]) -> list[int]:
         """The very ids that a training row with this prompt begins with."""
@@ -235,7 +243,7 @@ def load(
     loaded = load_base(
         ModelSettings(**{"path": path, "quantize": packed, **model}),
         task=task.name,
-        labels=tuple(card.get("labels", ())) or None,
+        labels=(tuple(card.get("labels", ())) or None) if task.has_head else None,
         problem=card.get("problem", "single"),
         context=card.get("context") or None,
     )

@@ -74,6 +74,20 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Spoken:
+    """How a label becomes the answer to its text: the text follows `instruction`, or is the whole prompt."""
+
+    instruction: str | None = None
+
+    def turns(self, example: Example) -> tuple[Turn, ...]:
+        """The conversation whose last answer is the label."""
+        turns = example.turns
+        if self.instruction is not None and turns:
+            turns = (*turns[:-1], Turn("user", self.instruction, turns[-1].text))
+        return (*turns, Turn("assistant", str(example.label)))
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One example as token ids.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from luthier.core.errors import DataError
-from luthier.core.types import Example
+from luthier.core.types import Example, Spoken
 from luthier.data import columns, encode_cache
 from luthier.data.cutting import Part, inner_tokens, shortened, windows
 from luthier.data.encoded import Collector, EncodedRows
@@ -37,14 +37,16 @@ def encode(
     labels: Sequence[str] | None,
     stop_id: int,
     tasks: Sequence[str] = (),
+    spoken: Spoken | None = None,
     cache: Path | None = None,
 ) -> EncodedRows:
     """Rows of these examples. Plain documents become windows `id#0`, `id#1`, …; too long rows lose a part of their
     prompt or are dropped, never a part of the answer. With a `cache` folder, rows that were encoded before in the
-    same way are read from it. `tasks`: names in the order of a multi-task method, which every row must belong to."""
+    same way are read from it. `tasks`: names in the order of a multi-task method, which every row must belong to.
+    `spoken`: labels are answers to be trained and scored, not classes of a head."""
     bound = template.bound(tokenizer) if hasattr(template, "bound") else template
     held = columns.of(examples)
-    work = _Encoder(bound, tokenizer, settings, task, labels, stop_id, tasks)
+    work = _Encoder(bound, tokenizer, settings, task, labels, stop_id, tasks, spoken)
     if cache is None:
         return work.run(held)
     return encode_cache.through(cache, work.key(held), lambda: work.run(held))
@@ -66,9 +68,10 @@ class _Encoder:
 
     def __init__(
         self, template: Any, tokenizer: Any, settings: DataSettings, task: str, labels: Any, stop_id: int,
-        tasks: Sequence[str],
+        tasks: Sequence[str], spoken: Spoken | None,
     ):  # fmt: skip
         self.template, self.tokenizer, self.settings, self.task = template, tokenizer, settings, task
+        self.spoken, self.headed = spoken, task == "classify" and spoken is None
         self.labels, self.stop_id, self.tasks = tuple(labels or ()), stop_id, tuple(tasks)
         self.classes = {name: index for index, name in enumerate(self.labels)}
         self.bos = begins_with_bos(tokenizer)
@@ -85,6 +88,8 @@ class _Encoder:
         """Hash of all that decides the rows."""
         self.tokens.ready()
         others = [self.task, self.labels, self.stop_id, self.bos, self.tasks]
+        if self.spoken is not None:
+            others.append(["spoken", self.spoken.instruction])
         return encode_cache.key(examples, self.template, self.tokenizer, self.settings, others)
 
     def run(self, examples: columns.Examples) -> EncodedRows:
@@ -146,10 +151,10 @@ class _Encoder:
         self.fixed.append(np.array(ids, np.int64))
 
     def _pieces(self, example: Example) -> list[Piece]:
-        if self.task == "classify":
+        if self.headed:
             found: list[Piece] = self.template.prompt(example.turns)
             return [piece for piece in found if piece.text.strip() or not piece.control]
-        pieces: list[Piece] = self.template.pieces(example.turns)
+        pieces: list[Piece] = self.template.pieces(self.spoken.turns(example) if self.spoken else example.turns)
         if _goes_on(example):
             pieces = [piece for piece in pieces if not piece.stop]
         if self.settings.loss_on == "everything":
@@ -243,7 +248,7 @@ class _Rows:
         """Runs of rows that fit go over as they are; the others are cut, or dropped."""
         lengths = np.diff(self.bounds)
         odd = lengths > self.encoder.settings.max_length
-        if self.encoder.task != "classify":
+        if not self.encoder.headed:
             odd |= (lengths < 2) | (_later(self.trained, self.bounds) == 0)
         before = 0
         for at in [*np.flatnonzero(odd).tolist(), len(lengths)]:
@@ -272,7 +277,7 @@ class _Rows:
         example, size = self.block.examples[at], self.encoder.settings.max_length
         part = slice(int(self.bounds[at]), int(self.bounds[at + 1]))
         ids, trained = self.ids[part], self.trained[part]
-        if self.encoder.task != "classify":
+        if not self.encoder.headed:
             if len(ids) < 2 or not trained[1:].any():
                 reason = "nothing to predict" if len(ids) < 2 else "no token is trained"
                 self.made.drop(example.id, str(example.source), reason, untrained=True)
@@ -281,7 +286,7 @@ class _Rows:
                 self._windows(at, ids, trained)
                 return
         cut = None if self.encoder.settings.truncate == "drop" else self._shortened(at, len(ids))
-        if cut is None and self.encoder.task == "classify" and self.encoder.settings.truncate != "drop":
+        if cut is None and self.encoder.headed and self.encoder.settings.truncate != "drop":
             cut = ids[:size], trained[:size]
         if cut is None:
             reason = f"{len(ids)} tokens do not fit max_length {size}"

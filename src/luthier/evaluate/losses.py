@@ -109,8 +109,15 @@ def _add(found: RowLosses, batch: Any, where: list[int], losses: Tensor, right: 
 def _labelled(adapted: Any, batch: Any, where: list[int], found: RowLosses) -> None:
     from torch.nn import functional
 
-    logits = adapted.row_logits(batch).double()
+    from luthier.tasks import label_text
+
     labels = batch.labels
+    if adapted.task.spoken:
+        logits, losses = label_text.scores(adapted, batch)
+        right = logits.argmax(-1) == labels
+        _keep(found, where, logits, losses, right)
+        return
+    logits = adapted.row_logits(batch).double()
     if labels.dtype == torch.int64:
         losses = functional.cross_entropy(logits, labels, reduction="none")
         right = logits.argmax(-1) == labels
@@ -120,6 +127,10 @@ def _labelled(adapted: Any, batch: Any, where: list[int], found: RowLosses) -> N
     else:
         losses = (logits.squeeze(-1) - labels.double()).square()
         right = torch.zeros_like(losses)
+    _keep(found, where, logits, losses, right)
+
+
+def _keep(found: RowLosses, where: list[int], logits: Tensor, losses: Tensor, right: Tensor) -> None:
     if found.logits is None:
         found.logits = np.zeros((len(found.total), logits.shape[1]))
     found.total[where], found.count[where] = losses.cpu().numpy(), 1.0

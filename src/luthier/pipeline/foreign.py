@@ -114,7 +114,7 @@ def _rows(adapted: Any, recipe: Recipe, task: str) -> tuple[Sequence[Row], Seque
 
     examples = loading.load(recipe.data, task).examples
     options: dict[str, Any] = {"labels": adapted.labels or None, "stop_id": adapted.base.stop_ids[0], "cache": None}
-    options["tasks"] = adapted.tasks
+    options |= {"tasks": adapted.tasks, "spoken": adapted.task.spoken}
     rows = encode.encode(examples, adapted.template, adapted.base.tokenizer, recipe.data, task, **options)
     if not len(rows):
         raise DataError("no row is left to measure", where=str(recipe.data.train), remedy="look at the file")

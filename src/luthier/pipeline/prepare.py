@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import DataError, Problem
+from luthier.core.errors import DataError, ModelError, Problem
 from luthier.core.events import Emit, silent
 from luthier.core.types import Example, Row
 from luthier.methods import METHODS
@@ -44,7 +44,7 @@ def read(recipe: Recipe, task: Any, emit: Emit = silent) -> tuple[Any, Any]:
 
 def label_names(examples: Sequence[Example], task: Any) -> tuple[tuple[str, ...], str]:
     """The classes in sorted order and the kind of problem: single | multi | regression."""
-    if not task.has_head:
+    if task.name != "classify":
         return (), "single"
     found = [example.label for example in examples]
     if any(label is None for label in found):
@@ -76,7 +76,7 @@ def encode(
     from luthier.data import columns, inspect, templates
     from luthier.data import encode as encoding
 
-    template = templates.choose(recipe.data.template, base.tokenizer, task.name)
+    template = templates.choose(recipe.data.template, base.tokenizer, "instruct" if task.spoken else task.name)
     into_rows = partial(
         encoding.encode,
         template=template,
@@ -86,6 +86,7 @@ def encode(
         labels=labels or None,
         stop_id=base.stop_ids[0],
         tasks=getattr(METHODS.parse(recipe.method), "tasks", ()),
+        spoken=task.spoken,
     )
     training, augmented = splits.train, None
     if recipe.augment:
@@ -135,9 +136,9 @@ def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str,
 
         config = read_config(resolve(recipe.model.path))
         plan = CONTEXTS.parse(recipe.context).plan(config)
-    base = load_base(
-        recipe.model, task=task.name, labels=labels or None, problem=problem, context=plan, seed=recipe.seed
-    )
+    headed = (labels or None) if task.has_head else None
+    base = load_base(recipe.model, task=task.name, labels=headed, problem=problem, context=plan, seed=recipe.seed)
+    _refuse_unspoken(base, task, problem)
     if plan is not None:
         from luthier.context.proof import prove
 
@@ -145,6 +146,18 @@ def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str,
         for warning in plan["warnings"]:
             emit("warning", what=warning, where="context")
     return base
+
+
+def _refuse_unspoken(base: Any, task: Any, problem: str) -> None:
+    """Label texts are answers: that needs a model that answers, and one label a row."""
+    if not task.spoken:
+        return
+    if base.kind == "encoder":
+        what = "an encoder says nothing: it cannot score the text of a label"
+        raise ModelError(what, where="task.by", remedy="task: {name: classify, by: head}")
+    if problem != "single":
+        what = f"labels of a {problem} problem are no single answers"
+        raise DataError(what, where="task.by", remedy="task: {name: classify, by: head}")
 
 
 def refuse_short(base: Any, data: Data, recipe: Recipe) -> None:

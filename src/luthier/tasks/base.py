@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from luthier.core.settings import Settings
 
 if TYPE_CHECKING:
+    from luthier.core.types import Spoken
     from luthier.engine.batch import Batch
     from luthier.models.base import Base
     from luthier.models.forward import Virtual
@@ -19,10 +20,12 @@ class Task(Protocol):
     name: ClassVar[str]
     Params: ClassVar[type[Settings]]
     params: Any
-    has_head: ClassVar[bool]
+    has_head: bool
     """Whether rows carry labels that a trained head predicts (then a unit of loss is a row, not a token)."""
     template: ClassVar[str]
     """The template that `auto` means."""
+    spoken: Spoken | None
+    """How labels become answers where label texts are scored; None for all else."""
     generates: ClassVar[bool]
     """Whether answers are generated for samples and text metrics."""
 

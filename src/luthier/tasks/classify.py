@@ -1,10 +1,13 @@
-"""Labels of texts: a trained head on the model, one loss a row."""
+"""Labels of texts, one loss a row: from a trained head on the model, or each label's text as the model's answer."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import model_validator
+
 from luthier.core.settings import Settings
+from luthier.core.types import Spoken
 from luthier.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -16,9 +19,9 @@ if TYPE_CHECKING:
 
 @TASKS.register("classify")
 class Classify:
-    """Cross entropy over classes, binary cross entropy over several labels, or squared error for values."""
+    """Cross entropy over classes, binary cross entropy over several labels, squared error for values, or the
+    likelihood of the label's text."""
 
-    has_head = True
     template = "plain"
     generates = False
 
@@ -27,9 +30,33 @@ class Classify:
 
         problem: Literal["auto", "single", "multi", "regression"] = "auto"
         """auto: numbers with many values are a regression, lists are multi-label, all else one class a row."""
+        by: Literal["head", "likelihood"] = "head"
+        """head: a trained head. likelihood: the label whose text is the likeliest answer; the base is zero-shot."""
+        instruction: str | None = None
+        """likelihood: what is asked before every text; null: the text alone is the prompt."""
+        normalize: Literal["none", "tokens"] = "none"
+        """likelihood: a label's score is its summed log-likelihood, or that divided by its tokens."""
+
+        @model_validator(mode="after")
+        def _one_way(self) -> Classify.Params:
+            if self.by == "head" and (self.instruction is not None or self.normalize != "none"):
+                raise ValueError("instruction and normalize belong to by: likelihood")
+            if self.by == "likelihood" and self.problem not in ("auto", "single"):
+                raise ValueError(f"by: likelihood gives one class a row; problem: {self.problem} needs by: head")
+            return self
 
     def __init__(self, params: Params | None = None):
         self.params = params or self.Params()
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a head is trained; without one, label texts are scored."""
+        return self.params.by == "head"
+
+    @property
+    def spoken(self) -> Spoken | None:
+        """How labels become answers; None for a head."""
+        return None if self.has_head else Spoken(self.params.instruction)
 
     def loss(
         self,
@@ -40,13 +67,22 @@ class Classify:
         label_smoothing: float = 0.0,
         **options: Any,
     ) -> LossOutput:
-        """The sum over rows; `batch.labels` [S] int64 classes, [S] float values or [S, classes] 0/1."""
+        """The sum over rows; `batch.labels` [S] int64 classes, [S] float values or [S, classes] 0/1.
+
+        By likelihood: − log p(label and its end | prompt).
+        """
         import torch
         from torch.nn import functional
 
         from luthier.models import forward
         from luthier.train.loss import LossOutput
 
+        if not self.has_head:
+            from luthier.tasks.token_loss import token_loss
+
+            found = token_loss(base, batch, virtual, layout, label_smoothing=label_smoothing, **options)
+            ones = found.row_counts.new_ones(len(found.row_counts))
+            return LossOutput(found.total, len(ones), found.row_losses, ones)
         assert batch.labels is not None, "classification rows carry labels"
         hidden = forward.hidden(base, batch, virtual, layout=layout, checkpointing=options.get("checkpointing", False))
         logits = forward.row_logits(base, batch, hidden, virtual, layout).float()

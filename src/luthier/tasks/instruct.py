@@ -19,6 +19,7 @@ class Instruct:
     """Answers to instructions: loss on the answer and its stop token only."""
 
     has_head = False
+    spoken = None
     template = "auto"
     generates = True
 

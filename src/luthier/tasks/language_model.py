@@ -19,6 +19,7 @@ class LanguageModel:
     """Plain documents: loss on every token."""
 
     has_head = False
+    spoken = None
     template = "plain"
     generates = True
 
