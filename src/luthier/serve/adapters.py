@@ -61,6 +61,9 @@ class Served:
     source: str = ""
     task: int = 0
     """Which prefix of a multi-task library."""
+    labels: AdaptedModel | None = None
+    """What answers /v1/classify: the model with its head, or for label texts a second tree over the same tensors, so
+    that scoring never meets the engine's attention."""
 
     @property
     def shared(self) -> bool:
@@ -103,8 +106,12 @@ def open_adapter(name: str, folder: str | Path, base: Base, implementation: str 
     adapted = load_onto(place, own)
     if own.context != base.context:
         raise ModelError(f"{name} was trained with another window plan than the served base", where=str(folder))
-    served = Served(name, adapted, own, lora=_light(adapted), source=str(folder))
-    _refuse_without_effect(served, str(base.model.config._attn_implementation))
+    plainly = str(base.model.config._attn_implementation)
+    labels = adapted if adapted.task.has_head else None
+    if adapted.task.spoken:
+        labels = load_onto(place, share(base, _rewritten(place, base), plainly))
+    served = Served(name, adapted, own, lora=_light(adapted), source=str(folder), labels=labels)
+    _refuse_without_effect(served, plainly)
     return served
 
 

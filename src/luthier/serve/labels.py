@@ -1,4 +1,7 @@
-"""Labels of texts: encoded as rows of training are (long texts lose their middle), read as evaluation reads them."""
+"""Labels of texts: encoded as rows of training are (long texts lose their middle), read as evaluation reads them.
+
+A run with a head gives probabilities; one that scores label texts gives their shares among the labels.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,22 @@ if TYPE_CHECKING:
 
 def classify(server: Server, body: Classify) -> dict[str, Any]:
     """One entry a text: the label, the labels above one half (multi-label), or the value (regression)."""
-    adapted = server.registry.get(body.model).adapted
-    if adapted is None or not adapted.task.has_head:
+    served = server.registry.get(body.model)
+    adapted = served.labels
+    if adapted is None:
         raise ApiError(400, f"{body.model} is no classification run", "wrong_endpoint", "model")
     texts = [body.input] if isinstance(body.input, str) else body.input
     return {
         "object": "list",
         "model": body.model,
-        "data": [_entry(adapted, logits) for logits in _logits(adapted, texts)],
+        "data": [_entry(adapted, logits) for logits in _logits(adapted, texts, served.task)],
     }
 
 
-def _logits(adapted: AdaptedModel, texts: list[str]) -> list[torch.Tensor]:
-    """[labels] float64 of each text."""
+def _logits(adapted: AdaptedModel, texts: list[str], task: int = 0) -> list[torch.Tensor]:
+    """[labels] float64 of each text; `task` is the prefix of a multi-task library."""
+    from dataclasses import replace
+
     from luthier.data.encode import encode
     from luthier.data.settings import DataSettings
     from luthier.engine.batch import from_rows
@@ -40,10 +46,13 @@ def _logits(adapted: AdaptedModel, texts: list[str]) -> list[torch.Tensor]:
     settings = DataSettings(train="request", max_length=adapted.max_length)
     tokenizer, stop = adapted.base.tokenizer, adapted.base.stop_ids[0]
     with TOKENIZING:
-        rows = encode(asked, adapted.template, tokenizer, settings, "classify", labels=adapted.labels, stop_id=stop)
+        options: dict[str, Any] = {"labels": adapted.labels, "stop_id": stop, "spoken": adapted.task.spoken}
+        rows = encode(asked, adapted.template, tokenizer, settings, "classify", **options)
+        if adapted.task.spoken:
+            _ = adapted.label_ids  # made once, with the tokenizer to itself
     if len(rows) != len(texts):
         raise ApiError(400, f"a text does not fit {adapted.max_length} tokens", "context_length_exceeded", "input")
-    return [adapted.row_logits(from_rows([rows[at]]))[0].double() for at in range(len(texts))]
+    return [adapted.row_logits(from_rows([replace(rows[at], task=task)]))[0].double() for at in range(len(texts))]
 
 
 def _entry(adapted: AdaptedModel, logits: torch.Tensor) -> dict[str, Any]:

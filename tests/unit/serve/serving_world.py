@@ -38,9 +38,11 @@ CLASSES = ("chess", "dancing", "football")
 
 def made(root, name, method, task="instruct", labels=(), number=0):
     """One adapter folder."""
-    base = load_base(ModelSettings(path="builtin"), task=task, labels=labels or None)
     chosen = TASKS.parse(task)
-    template = choose("chat" if task == "instruct" else "auto", base.tokenizer, task)
+    base = load_base(
+        ModelSettings(path="builtin"), task=chosen.name, labels=(labels or None) if chosen.has_head else None
+    )
+    template = choose("auto" if chosen.has_head else "chat", base.tokenizer, chosen.name)
     adapted = attach(base, method, chosen, template, seed=number, labels=labels)
     source = torch.Generator().manual_seed(number)
     with torch.no_grad():

@@ -86,3 +86,28 @@ def test_messages_that_the_template_refuses_are_400(base, adapters, tmp_path):
             body = {"model": "odd", "messages": messages, "max_tokens": 1}
             answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=300)
             assert answer.status_code == (400 if {"system", "developer"} & set(roles) else 200), answer.text
+
+
+def test_label_texts_are_scored_beside_running_answers(base, tmp_path):
+    """A run without a head: /v1/classify gives the shares that evaluation reads, and chat goes on answering."""
+    import httpx
+
+    task = {"name": "classify", "by": "likelihood"}
+    folder = made(tmp_path, "spoken", {"name": "lora", "r": 4}, task, CLASSES, 5)
+    loaded = load(folder)
+    wanted = torch.softmax(_logits(loaded, ["Boris Mann reads."])[0], dim=-1).tolist()
+    assert max(wanted) - min(wanted) > 1e-3
+    with running(base, {"spoken": folder}) as server:
+        body = {"model": "spoken", "input": ["Boris Mann reads.", "Hello."]}
+        answer = httpx.post(f"{server.url}/v1/classify", json=body, timeout=300).json()["data"]
+        assert list(answer[0]["scores"].values()) == pytest.approx(wanted, abs=1e-4)
+        body = {"model": "spoken", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=300).status_code == 200
+
+
+def test_a_library_of_classifiers_answers_with_the_task_s_prefix(tmp_path):
+    """NAME:TASK: the second task's labels come from the second prefix."""
+    method = {"name": "multitask_prefix", "length": 3, "tasks": ("one", "two")}
+    adapted = load(made(tmp_path, "both", method, "classify", CLASSES, 6))
+    first, second = (_logits(adapted, ["Boris Mann reads."], task)[0] for task in (0, 1))
+    assert (first - second).abs().max() > 1e-3
