@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.engine import varlen
+from luthier.engine import flex, varlen
+
+_FUSED = [True]
+
+
+def use_fused(on: bool) -> None:
+    """Whether a GPU takes one kernel for all segments, or one call for each length as a CPU does."""
+    _FUSED[0] = on
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,10 @@ def segment_attention(
     `window` is a sliding window. A segment with a path sees that path before itself (causal only).
     Source of the grouping: one SDPA call a length beats one call a segment where many rows are short.
     """
-    if varlen.fits(query, softcap, dropout):
+    if _FUSED[0] and varlen.fits(query, softcap, dropout):
         return varlen.attend(query, key, value, segments, causal, scale, window, prefix)
+    if _FUSED[0] and flex.fits(query, dropout):
+        return flex.attend(query, key, value, segments, causal, scale, window, softcap, prefix)
     parts: list[Tensor] = []
     order: list[int] = []
     # split, not one slice a segment: the backward of a split is one `cat`, that of a slice a tensor of zeros each
