@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+TASK = "Of another tool's adapter: instruct | language_model. Of a multi-task run: whose rows --data holds."
+
 
 def command(
     run: Annotated[Path, typer.Argument(help="Run directory, or an adapter folder (PEFT's format).")],
     data: Annotated[Path | None, typer.Option(help="Another file; all its rows are used.")] = None,
     split: Annotated[str | None, typer.Option(help="train | validation | test")] = None,
     base: Annotated[str | None, typer.Option(help="Base model of an adapter folder.")] = None,
-    task: Annotated[str | None, typer.Option(help="Of another tool's adapter: instruct | language_model")] = None,
+    task: Annotated[str | None, typer.Option(help=TASK)] = None,
     template: Annotated[str | None, typer.Option(help="Of another tool's adapter: chat | alpaca | plain")] = None,
     harness: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness instead: names or YAML files, with commas.")
@@ -50,10 +52,10 @@ def _measure(
     from luthier.pipeline import foreign, later
 
     if not foreign.is_adapter(run):
-        given = {"--base": base, "--task": task, "--template": template}
+        given = {"--base": base, "--task": None if data else task, "--template": template}
         if named := [name for name, value in given.items() if value]:
             raise RecipeError(f"{run} is a run and knows this itself", where=", ".join(named), remedy="leave it out")
-        return later.evaluate(run, str(data) if data else None, split, [progress])
+        return later.evaluate(run, str(data) if data else None, split, [progress], task)
     if data is None:
         raise RecipeError("an adapter folder has no rows of its own", where=str(run), remedy="--data FILE")
     return foreign.evaluate(foreign.bring(run, base, str(data), task, template), [progress])

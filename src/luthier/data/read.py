@@ -47,16 +47,13 @@ def split_word(text: str) -> str | None:
 def locate(settings: DataSettings) -> dict[str, list[Located]]:
     """train, validation, test → what to read. Reads nothing; DataError for what does not exist."""
     codec(settings)
-    given = settings.train if isinstance(settings.train, list) else [settings.train]
     found: dict[str, list[Located]] = {"train": [], "validation": [], "test": []}
-    for item in given:
-        source = item if isinstance(item, SourceSettings) else SourceSettings(path=item, weight=1.0)
-        found["train"] += _expand(source, settings, "data.train")
-    for part in ("validation", "test"):
-        path = getattr(settings, part)
-        if path:
-            items = _expand(SourceSettings(path=path, weight=1.0), settings, f"data.{part}")
-            found[part] = [replace(item, split=part) for item in items]
+    for part, located in found.items():
+        given = getattr(settings, part)
+        for item in given if isinstance(given, list) else [given] if given else []:
+            source = item if isinstance(item, SourceSettings) else SourceSettings(path=item, weight=1.0)
+            items = _expand(source, settings, f"data.{part}")
+            located += items if part == "train" else [replace(one, split=part, weight=1.0) for one in items]
     return _named(found)
 
 

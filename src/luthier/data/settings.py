@@ -42,10 +42,10 @@ class DataSettings(Settings):
     train: str | SourceSettings | list[str | SourceSettings] = "builtin"
     """json, jsonl, csv, tsv, parquet, txt (also .gz/.zst), a folder or glob, a hub dataset, builtin or builtin:NAME;
     a list mixes."""
-    validation: str | None = None
-    """A file of its own instead of a split."""
-    test: str | None = None
-    """A file of its own instead of a split."""
+    validation: str | SourceSettings | list[str | SourceSettings] | None = None
+    """A file of its own instead of a split; several, or one of a task, as in `train` (weights mean nothing here)."""
+    test: str | SourceSettings | list[str | SourceSettings] | None = None
+    """A file of its own instead of a split; several, or one of a task, as in `train` (weights mean nothing here)."""
     max_rows: int | None = Field(None, gt=0)
     """Use only the first N rows (after the split's shuffle)."""
     format: str = "auto"

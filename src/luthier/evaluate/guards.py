@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,17 @@ def rows_of(file: str | Path, adapted: Any) -> list[Row]:
 def measure(
     adapted: Any, files: Sequence[str], *, batch_tokens: int, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """file name → guard. Models with a row head have no token losses and are not guarded."""
+    """file name → guard; with several prefixes, `file name:task` → guard, for each of them may have forgotten.
+
+    Models with a row head have no token losses and are not guarded.
+    """
     if adapted.task.has_head:
         return {}
     options = {"batch_tokens": batch_tokens, "resamples": resamples, "seed": seed}
-    return {Path(file).name: guard(adapted, rows_of(file, adapted), **options) for file in files}
+    found = {}
+    for file in files:
+        rows, name = rows_of(file, adapted), Path(file).name
+        for index, task in enumerate(adapted.tasks or ("",)):
+            mine = [replace(row, task=index) for row in rows]
+            found[f"{name}:{task}" if len(adapted.tasks) > 1 else name] = guard(adapted, mine, **options)
+    return found

@@ -15,8 +15,11 @@ from luthier.recipe import Recipe
 from luthier.tasks import TASKS
 
 
-def reload(run_dir: str | Path, data: str | None = None) -> tuple[RunDir, Recipe, Any, prepare.Data]:
-    """Run, recipe, adapted model and rows. With `data`, all rows of that file stand in the test split."""
+def reload(
+    run_dir: str | Path, data: str | None = None, kind: str | None = None
+) -> tuple[RunDir, Recipe, Any, prepare.Data]:
+    """Run, recipe, adapted model and rows. With `data`, all rows of that file stand in the test split; `kind` is
+    their task of a multi-task run."""
     from luthier.adapted import load
 
     run = RunDir.open(run_dir)
@@ -24,26 +27,33 @@ def reload(run_dir: str | Path, data: str | None = None) -> tuple[RunDir, Recipe
     prepare.settle_threads(recipe)
     adapted = load(run)
     task = TASKS.parse(recipe.task)
-    wanted = recipe if data is None else with_test_file(recipe, data)
+    wanted = recipe if data is None else with_test_file(recipe, data, kind)
     loaded, splits = prepare.read(wanted, task)
     rows = prepare.encode(wanted, loaded, splits, task, adapted.base, adapted.labels, adapted.problem, cache=run.cache)
     return run, recipe, adapted, rows
 
 
-def with_test_file(recipe: Recipe, file: str) -> Recipe:
-    """The recipe with its test split replaced by a file."""
+def with_test_file(recipe: Recipe, file: str, kind: str | None = None) -> Recipe:
+    """The recipe with its test split replaced by a file, whose rows belong to the task `kind`."""
     values = recipe.model_dump(mode="json")
-    values["data"]["test"] = file
+    values["data"]["test"] = {"path": file, "task": kind} if kind else file
     return Recipe(**values)
 
 
 def evaluate(
-    run_dir: str | Path, data: str | None = None, split: str | None = None, listeners: Sequence[Listener] = ()
+    run_dir: str | Path,
+    data: str | None = None,
+    split: str | None = None,
+    listeners: Sequence[Listener] = (),
+    kind: str | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a run on a split or another file. Its own numbers (same data, no split) are written back."""
+    """Metrics of a run on a split or another file. Its own numbers (same data, no split) are written back.
+
+    `kind` is the task of the file's rows in a multi-task run.
+    """
     from luthier.evaluate.run import evaluate as measure
 
-    run, recipe, adapted, rows = reload(run_dir, data)
+    run, recipe, adapted, rows = reload(run_dir, data, kind)
     chosen = split or ("test" if data else finish.evaluation_split(rows))
     if chosen not in rows.rows or not len(rows.rows[chosen]):
         raise RecipeError(f"there are no rows in the split {chosen!r}", remedy="train | validation | test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import torch
 import luthier as lu
 from luthier.core.errors import DataError, ModelError
 from luthier.core.events import read_jsonl
+from luthier.evaluate import guards
+from luthier.evaluate.losses import row_losses
 from luthier.methods import METHODS
 from luthier.models import decode
-from luthier.pipeline import later
+from luthier.pipeline import later, prepare
+from luthier.tasks import TASKS as TASK_FAMILY
 
 TASKS = ("towns", "biographies", "cards")
 """On purpose in another order than the alphabet's."""
@@ -107,3 +111,33 @@ def test_rows_without_a_prefix_are_refused(tmp_path: Path, method: str, named: b
     with pytest.raises(DataError, match=what) as caught:
         lu.run(recipe(tmp_path, method, named), run_dir=tmp_path / "run")
     assert ".jsonl:" in str(caught.value)
+
+
+def test_given_files_and_guards_take_their_own_prefix(done: Path, tmp_path: Path) -> None:
+    """`data.test` names the task of each file; another file needs --task; a guard is measured under every prefix."""
+    _, made, library, _ = later.reload(done / "run")
+    file = tmp_path / "held.jsonl"
+    file.write_text((done / "cards.jsonl").read_text("utf-8"), "utf-8")
+    values = made.model_dump(mode="json")
+    values["data"]["test"] = [
+        {"path": str(file), "task": "cards"},
+        {"path": str(done / "towns.jsonl"), "task": "towns"},
+    ]
+    given = lu.Recipe(**values)
+    task = TASK_FAMILY.parse(given.task)
+    loaded, splits = prepare.read(given, task)
+    rows = prepare.encode(given, loaded, splits, task, library.base, (), "single", None).rows["test"]
+    assert {row.task for row in rows} == {TASKS.index("cards"), TASKS.index("towns")}
+    with pytest.raises(DataError, match="belongs to no task"):
+        later.evaluate(done / "run", str(file))
+    loss = {kind: later.evaluate(done / "run", str(file), kind=kind)["tuned"]["loss"] for kind in ("cards", "towns")}
+    assert loss["cards"] < loss["towns"]
+    general = tmp_path / "general.txt"
+    general.write_text("Where does Ida Rauch live? She lives in a small town.", "utf-8")
+    found = guards.measure(library, [str(general)], batch_tokens=512, resamples=100, seed=0)
+    assert list(found) == [f"general.txt:{name}" for name in TASKS]
+    assert len({one["base"] for one in found.values()}) == 1
+    assert len({one["tuned"] for one in found.values()}) == 3
+    row = guards.rows_of(general, library)[0]
+    alone = row_losses(library, [replace(row, task=2)]).loss
+    assert found["general.txt:cards"]["tuned"] == pytest.approx(alone)
