@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 
 from luthier.core.seeding import generator
-from luthier.metrics import METRICS
-from luthier.metrics.resample import paired
 from luthier.report.overfitting import MEMORISED, Curve, judge
 
 RowHistory = Sequence[tuple[int, np.ndarray, np.ndarray]]
@@ -98,15 +96,23 @@ def _said(by: str, found: Mapping[str, Any]) -> str:
     return f"loss {losses['training']:.3g} on trained rows, {losses['held_out']:.3g} on held-out rows of the same kind"
 
 
-def rise(rows: RowHistory, seed: int = 0) -> tuple[float, float] | None:
-    """95 % interval of (last − best) validation loss, paired by row; None without histories."""
-    if len(rows) < 2:
+def rise(rows: RowHistory, seed: int = 0, resamples: int = 1000) -> tuple[float, float] | None:
+    """95 % interval of (last − best) validation loss over bootstrapped rows; None without histories.
+
+    The lowest of many wobbling points is low by luck. So each resample names its best step on the rows that it drew,
+    and the rise from there is measured on those that it did not draw.
+    """
+    if len(rows) < 2 or len(rows[0][1]) < 2:
         return None
-    best = min(rows, key=lambda item: float(item[1].sum() / max(1.0, item[2].sum())))
-    loss = METRICS.get("loss")
-    first, last = (loss(np.stack([t, t], axis=1), n) for _, t, n in (best, rows[-1]))
-    ends = paired(first, last, 1000, seed)["ci95"]
-    return float(ends[0]), float(ends[1])
+    total, units = (np.stack([part[at] for part in rows]) for at in (1, 2))  # [steps, rows]
+    count = total.shape[1]
+    drawn = generator(seed, "rise", count).multinomial(count, np.full(count, 1 / count), size=resamples)
+    inside = (drawn @ total.T) / np.maximum(drawn @ units.T, 1e-9)  # [resamples, steps]
+    left = (drawn == 0).astype(float)
+    outside = (left @ total.T) / np.maximum(left @ units.T, 1e-9)
+    rises = outside[:, -1] - np.take_along_axis(outside, inside.argmin(axis=1)[:, None], axis=1)[:, 0]
+    low, high = np.quantile(rises[left.sum(axis=1) > 0], [0.025, 0.975])
+    return float(low), float(high)
 
 
 def histories(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, np.ndarray, np.ndarray]]:

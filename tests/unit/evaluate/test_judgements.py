@@ -84,11 +84,27 @@ def test_r2_underfitting_and_noise_have_their_own_verdicts():
 
 def test_r2_a_rise_within_the_rows_own_noise_is_noise():
     source = np.random.default_rng(0)
-    counts = np.ones(20)
-    rows = [(step, 1 + source.normal(0, 1, 20), counts) for step in (10, 20, 30)]
-    means = [(step, float(loss.mean())) for step, loss, _ in rows]
-    found = overfitting.diagnose(FALLING, [(10, 2.0), *means[1:], (40, means[1][1] * 1.1)], rows)
-    assert found.verdict not in ("overfit", "memorising") or found.band[0] > 0
+    counts = np.ones(6)
+    rows = [(step, 2 + source.normal(0, 0.4, 6), counts) for step in STEPS]
+    lucky = min(rows, key=lambda item: item[1].sum())[0]
+    band = overfitting.rise(rows)
+    assert lucky != STEPS[-1]
+    assert band[0] < 0 < band[1]
+    risen = [(10, 2.0), (20, 1.5), (30, 1.0), (40, 1.3), (50, 1.4), (60, 1.5)]
+    assert overfitting.diagnose(FALLING, risen).verdict == "overfit"
+    assert overfitting.diagnose(FALLING, risen, rows).verdict == "noisy"
+
+
+def test_r2_a_best_step_that_was_picked_by_luck_has_no_rise():
+    """Curves without any trend, whose lowest point lies below the last one all the same."""
+    source = np.random.default_rng(1)
+    sure = 0
+    for seed in range(60):
+        rows = [(step, 2 + source.normal(0, 0.5, 24), np.ones(24)) for step in range(12)]
+        sure += overfitting.rise(rows, seed, 200)[0] > 0
+    assert sure <= 4
+    true = [(step, 2 + 0.1 * abs(step - 4) + source.normal(0, 0.2, 24), np.ones(24)) for step in range(12)]
+    assert overfitting.rise(true)[0] > 0.3
 
 
 def test_memorisation_is_a_gap_that_the_base_has_not():

@@ -152,6 +152,7 @@ def train(
             if every and step % every == 0:
                 found = losses(adapted, held_out)
                 events.append({"kind": "validate", "step": step, "loss": float(found[:, 0].sum() / found[:, 1].sum())})
+                events[-1] |= {"row_losses": found[:, 0].tolist(), "row_units": found[:, 1].tolist()}
             if step >= steps:
                 break
         epoch += 1
