@@ -161,6 +161,20 @@ def test_gradients_reach_every_branch_and_leave_no_trace(shaken, world):
         assert all(weight.grad is None for weight in adapted.parameters_by_name().values())
 
 
+def test_gradients_take_no_more_memory_than_a_training_step():
+    """Long rows: as many as go into a batch, one at least."""
+
+    def taken(*lengths):
+        rows = [
+            Row(str(index), np.zeros(size, np.int32), np.zeros(size, np.int32)) for index, size in enumerate(lengths)
+        ]
+        return len(gradients._few(rows))
+
+    assert taken(*[100] * 20) == gradients.ROWS
+    assert taken(2000, 2000, 97, 5) == 2
+    assert taken(9000, 5) == 1
+
+
 def test_gradients_of_an_adapter_that_was_loaded_frozen(shaken, world):
     adapted = shaken(LORA)
     for weight in adapted.parameters_by_name().values():

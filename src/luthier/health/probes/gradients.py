@@ -13,6 +13,8 @@ from luthier.engine.batch import from_rows
 from luthier.health.facts import LayerNumbers
 
 ROWS = 8
+TOKENS = 4096
+"""Most tokens of these rows together (one row at least): a probe must not take more memory than the training."""
 
 
 def measure(adapted: Any, rows: Sequence[Row], layers: Sequence[LayerNumbers]) -> None:
@@ -29,18 +31,29 @@ def measure(adapted: Any, rows: Sequence[Row], layers: Sequence[LayerNumbers]) -
             weight.requires_grad_(True)
             weight.grad = None
         with torch.enable_grad():
-            batch = from_rows(rows[:ROWS]).to(adapted.device)
+            batch = from_rows(_few(rows)).to(adapted.device)
             virtual = adapted.virtual(batch)
             pairs = list(virtual.prefix or ()) if virtual is not None else []
             for value in [part for pair in pairs for part in pair]:
                 value.retain_grad()
-            made = adapted.task.loss(adapted.base, batch, virtual, adapted.layout)
+            options = {key: True for key, on in adapted.loss_options.items() if key == "checkpointing" and on}
+            made = adapted.task.loss(adapted.base, batch, virtual, adapted.layout, **options)
             (made.total / max(1, made.count)).backward()
         _share_out(adapted, weights, pairs, layers)
     finally:
         for name, (flag, gradient) in before.items():
             weights[name].requires_grad_(flag)
             weights[name].grad = gradient
+
+
+def _few(rows: Sequence[Row]) -> list[Row]:
+    """The first rows, as many as go together."""
+    taken = [rows[0]]
+    for row in rows[1:ROWS]:
+        if sum(len(one.input_ids) for one in (*taken, row)) > TOKENS:
+            break
+        taken.append(row)
+    return taken
 
 
 def _share_out(
