@@ -38,6 +38,8 @@ class Headline:
     """The smallest true difference that this many rows can show."""
     rows: int | None = None
     few_rows: bool = False
+    unconfirmed: bool = False
+    """The interval leaves out zero, the permutation test does not: too few independent rows."""
 
     def as_json(self) -> dict[str, Any]:
         """For report.json."""
@@ -57,7 +59,8 @@ def main_metric(metrics: Mapping[str, Any], task: str) -> str | None:
 
 
 def judge(metrics: Mapping[str, Any], task: str) -> Headline:
-    """Better or worse only where the paired 95 % interval leaves out zero and the instrument's noise floor."""
+    """Better or worse only where the paired 95 % interval leaves out zero and the instrument's noise floor, and the
+    permutation test agrees: of two documents a bootstrap knows nothing."""
     name = main_metric(metrics, task)
     if name is None:
         return Headline("unmeasured")
@@ -69,7 +72,9 @@ def judge(metrics: Mapping[str, Any], task: str) -> Headline:
     floor = noise_floor(metrics, name)
     rows = number(metrics.get("rows"))
     answer = "unclear"
-    if low is not None and high is not None and (low > floor or high < -floor):
+    beyond = low is not None and high is not None and (low > floor or high < -floor)
+    confirmed = significant(difference, floor)
+    if confirmed:
         answer = side(metrics, name, value)
     return Headline(
         answer,
@@ -84,6 +89,7 @@ def judge(metrics: Mapping[str, Any], task: str) -> Headline:
         number(difference.get("detectable")),
         int(rows) if rows is not None else None,
         rows is not None and rows < FEW_ROWS,
+        beyond and not confirmed,
     )
 
 

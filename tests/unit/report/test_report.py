@@ -161,6 +161,16 @@ def test_interval_and_permutation_test_must_agree():
     assert not headline.significant({"ci95": [0.04, 0.15], "p": 0.13})
 
 
+def test_an_interval_of_two_documents_is_no_proof():
+    metrics = {"base": {"loss": 4.2}, "tuned": {"loss": 1.9}, "rows": 4}
+    metrics["difference"] = {"loss": {"value": -2.3, "ci95": [-2.4, -2.2], "p": 0.49}}
+    found = headline.judge(metrics, "language_model")
+    assert (found.answer, found.unconfirmed) == ("unclear", True)
+    metrics["difference"]["loss"]["p"] = 0.001
+    found = headline.judge(metrics, "language_model")
+    assert (found.answer, found.unconfirmed) == ("better", False)
+
+
 def test_no_interval_no_claim():
     assert headline.judge({"base": {"loss": 3.0}, "tuned": {"loss": 1.0}}, "instruct").answer == "unclear"
 
