@@ -28,7 +28,8 @@ try:
     from fastapi.responses import JSONResponse, PlainTextResponse, Response
     from starlette.exceptions import HTTPException
 
-    from luthier.serve.guard import Guard, PatientProtocol
+    from luthier.serve.door import front
+    from luthier.serve.guard import Guard
 except ImportError:
     raise MissingExtra("luthier serve", "serve") from None
 
@@ -85,6 +86,8 @@ class Server:
     limits: Limits = field(default_factory=Limits)
     inflight: int = 0
     refused: int = 0
+    entering: int = 0
+    """Requests that came whole and are being read, made or refused."""
     closing: bool = False
 
     def __post_init__(self) -> None:
@@ -107,6 +110,21 @@ class Server:
         if self.inflight + count > self.limits.inflight:
             self.refused += 1
             raise ApiError(429, "too many requests at once", "rate_limit_exceeded")
+
+    @property
+    def full(self) -> bool:
+        """Whether one more answer would be refused; so many are also enough to be read at once."""
+        crowded = self.inflight >= self.limits.inflight or self.entering >= 2 * self.limits.inflight
+        return crowded or not self.ready
+
+    def no_room(self) -> ApiError:
+        """Why a full server refuses."""
+        try:
+            self.room()
+        except ApiError as error:
+            return error
+        self.refused += 1
+        return ApiError(429, "too many requests at once", "rate_limit_exceeded")
 
     @contextlib.contextmanager
     def admitted(self, count: int) -> Iterator[None]:
@@ -291,17 +309,19 @@ def configure(server: Server, **options: Any) -> Any:
     """uvicorn's configuration for this server."""
     import uvicorn
 
+    guarded = build(server)
     settings: dict[str, Any] = {
-        "http": PatientProtocol,
+        "http": front(guarded),
+        "loop": "luthier.serve.door:new_loop",
         "ws": "none",
         "log_level": "error",
         "access_log": False,
-        "backlog": 128,
+        "backlog": 64,
         "timeout_graceful_shutdown": 30,
         "timeout_keep_alive": 10,
         "h11_max_incomplete_event_size": 64 << 10,
     }
-    return uvicorn.Config(build(server), **{**settings, **options})
+    return uvicorn.Config(guarded, **{**settings, **options})
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

@@ -67,8 +67,8 @@ class Guard:
             late = isinstance(error, TimeoutError)
             await answer(send, _late() if late else _broken(error))
 
-    def _refuse(self, scope: Message) -> None:
-        """ApiError for a request that needs no reading. The order is: key, origin, size, room."""
+    def known(self, scope: Message) -> str:
+        """The key that was given. ApiError for no or a wrong one, and for names and origins that are not served."""
         limits, path = self.server.limits, scope["path"]
         headers = dict(scope["headers"])
         key = ""
@@ -82,12 +82,21 @@ class Guard:
         origin = headers.get(b"origin")
         if origin is not None and origin.split(b"://")[-1] != host:
             raise ApiError(403, "pages of other origins are not served", "forbidden_origin", kind="permission_error")
+        return key
+
+    def small(self, scope: Message) -> None:
+        """413 for a body that is announced as too large."""
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length[:19]) > self.server.limits.body_bytes:
+            raise ApiError(413, "the body is too large", "request_too_large")
+
+    def _refuse(self, scope: Message) -> None:
+        """ApiError for a request that needs no reading. The order is: key, origin, size, room."""
+        key = self.known(scope)
         if scope["method"] != "POST":
             return
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length[:19]) > limits.body_bytes:
-            raise ApiError(413, "the body is too large", "request_too_large")
-        if path in MAKES_ANSWERS:
+        self.small(scope)
+        if scope["path"] in MAKES_ANSWERS:
             self.server.room()
             self.server.meter.count(key)
 
@@ -187,6 +196,22 @@ class PatientProtocol(H11Protocol):
     """HTTP/1.1 that waits for headers, and for the rest of a refused body, no longer than BODY_S."""
 
     _waiting: asyncio.TimerHandle | None = None
+    _entered: Server | None = None
+
+    def enter(self, server: Server) -> None:
+        """Count the request that comes first, until it is answered."""
+        self._entered = server
+        server.entering += 1
+
+    def _leave(self) -> None:
+        if self._entered is not None:
+            self._entered.entering -= 1
+            self._entered = None
+
+    def on_response_complete(self) -> None:
+        """Answered."""
+        self._leave()
+        super().on_response_complete()
 
     def connection_made(self, transport: Any) -> None:
         """The first request must begin soon."""
@@ -195,6 +220,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing to wait for."""
+        self._leave()
         self._stop_waiting()
         super().connection_lost(exc)
 
