@@ -21,6 +21,16 @@ OWN_MEMBERS = {
     "PROMPT_TUNING": "prompt",
     "P_TUNING": "p_tuning",
 }
+NOT_ALONE = {
+    "ADALORA": ("it moves ranks between layers by a call after every step, else it is LoRA", "lora, with rank_pattern"),
+    "POLY": ("it needs the task of every row inside its layers", "multitask_prefix"),
+    "SHADOW": ("it computes in PEFT's own forward, around the model", "lora"),
+    "XLORA": ("it mixes LoRAs that are trained already, in PEFT's own forward", "lora"),
+    "TRAINABLE_TOKENS": ("lora has it", "{name: lora, train_tokens: [...]}"),
+}
+"""Types that replace layers but do not work by that alone: (why, instead)."""
+SHARED_PROJECTIONS = ("VERA", "PVERA", "FROD")
+"""PEFT 0.21 saves shared projections of a whole PeftModel only; a seed, or the base, remakes them."""
 SET_BY_LUTHIER = {"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "auto_mapping", "revision"}
 
 
@@ -59,9 +69,12 @@ class Peft:
 
         kinds = {str(kind.value): kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
         name = self.params.type.upper()
-        known = ", ".join(sorted(kind.lower() for kind in kinds if kind not in OWN_MEMBERS))
+        known = ", ".join(sorted(kind.lower() for kind in kinds.keys() - OWN_MEMBERS.keys() - NOT_ALONE.keys()))
         if name in OWN_MEMBERS:
             raise RecipeError(f"{self.params.type} is a member of its own", remedy=f"method: {OWN_MEMBERS[name]}")
+        if name in NOT_ALONE:
+            why, instead = NOT_ALONE[name]
+            raise RecipeError(f"{self.params.type} is not trained here: {why}", where="method.type", remedy=instead)
         if name not in kinds:
             raise RecipeError(f"PEFT has no tuner {self.params.type!r}", where="method.type", remedy=f"known: {known}")
         maker: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kinds[name]]
@@ -72,10 +85,7 @@ class Peft:
                 hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(fields))}"
                 raise RecipeError(f"{name} has no setting {key!r}", where=f"method.settings.{key}", remedy=hint)
         given = dict(self.params.settings)
-        if name in (
-            "VERA",
-            "PVERA",
-        ):  # PEFT 0.21 saves shared projections of a whole PeftModel only; a seed remakes them
+        if name in SHARED_PROJECTIONS:
             given.setdefault("save_projection", False)
         if "target_modules" in fields and name != "LN_TUNING":
             wanted = given.get("target_modules", "auto")

@@ -119,6 +119,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 _LITERAL = re.compile(r"(?:[A-Za-z0-9_\-]|\\?\.|\||\((?:\?:)?|\)|\^|\$)+")
 _INITS = re.compile(
     r"gaussian|orthogonal|olora|pissa|pissa_niter_\d{1,3}|corda|eva|loftq|lora_ga|default|mini|bd|random|normal|zero"
+    r"|kaiming_uniform|xavier_uniform"
 )
 _HARMLESS: tuple[Any, ...] = (None, False, 0, "", [], {})
 
@@ -142,7 +143,7 @@ def check(config: Mapping[str, Any], folder: Path, headers: Sequence[Header], ba
 def _numbers(config: Mapping[str, Any], file: Path) -> None:
     for key, (low, high) in _RANGES.items():
         value = config.get(key)
-        if value is None:
+        if value is None or (key == "r" and value == 0 and config.get("peft_type") == "OFT"):  # by oft_block_size
             continue
         if type(value) not in (int, float) or not low <= value <= high:
             raise _refused(file, f"{key} is {str(value)[:40]}, it must be a number from {low} to {high}")
@@ -159,7 +160,7 @@ def _numbers(config: Mapping[str, Any], file: Path) -> None:
             if type(value) not in (int, float) or not low <= value <= high:
                 raise _refused(file, f"{key}[{name[:60]!r}] is {str(value)[:40]}")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if isinstance(rank, int) and isinstance(alpha, int | float) and alpha / rank > MOST_SCALE:
+    if isinstance(rank, int) and rank and isinstance(alpha, int | float) and alpha / rank > MOST_SCALE:
         raise _refused(file, f"lora_alpha / r is {alpha / rank:.0f}")
 
 

@@ -25,6 +25,8 @@ from luthier.models.base import Base
 
 ADAPTER = "default"
 PREFIX = "base_model."
+SHARED_VECTORS = ("VBLORA", "UNILORA")
+"""Types whose shared vectors PEFT 0.21 looks for under the names that they have in a whole PeftModel."""
 TASK_TYPES = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
@@ -67,6 +69,12 @@ class Tuned(Adaptation):
             for name, buffer in base.model.named_buffers()
             if name not in buffers and buffer.is_floating_point()
         }
+        if not self.own and not self.inplace.trained:
+            raise ModelError(
+                f"{self.peft_type.lower()} finds nothing to train in {base.model.config.model_type}",
+                where="method",
+                remedy="another type, or other target_modules",
+            )
         self._refresh_anatomy()
         for weight in self.own.values():
             weight.data = weight.data.float()
@@ -113,7 +121,11 @@ class Tuned(Adaptation):
         """What goes into the file, under PEFT's names."""
         from peft.utils import get_peft_model_state_dict
 
-        made = get_peft_model_state_dict(self.tuner, adapter_name=ADAPTER, save_embedding_layers=False)
+        options: dict[str, Any] = {"adapter_name": ADAPTER, "save_embedding_layers": False}
+        if self.peft_type in SHARED_VECTORS:
+            whole = {PREFIX + name: tensor for name, tensor in self.tuner.state_dict().items()}
+            return get_peft_model_state_dict(self.tuner, state_dict=whole, **options) | self._inplace_tensors()
+        made = get_peft_model_state_dict(self.tuner, **options)
         return {PREFIX + name: tensor for name, tensor in made.items()} | self._inplace_tensors()
 
     def _inplace_tensors(self) -> dict[str, Tensor]:
