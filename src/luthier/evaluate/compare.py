@@ -24,7 +24,7 @@ TRAIN_POINTS = 5
 def compare(runs: Sequence[RunDir], seed: int = 0) -> dict[str, Any]:
     """{"runs": [...], "recipe": {key: [value by run]}, "paired": [...]}; the first run is the one compared with."""
     if len(runs) < 2:
-        raise DataError("a comparison needs two runs or more", remedy="luthier compare RUN RUN…")
+        raise DataError("a comparison needs two runs or more", remedy="luthier compare RUN RUN…, or --steps of one")
     return {
         "runs": [summary(run) for run in runs],
         "recipe": recipe_differences([_recipe(run) for run in runs]),

@@ -29,6 +29,8 @@ WINDOW = 25
 """Steps of the running median."""
 BEHIND = 5
 """Rows that are named for a spike."""
+LISTED = 10
+"""Rows of a kind, and spikes, that a summary names."""
 
 
 @dataclass
@@ -142,3 +144,21 @@ def _behind(record: Mapping[str, Any], sources: Mapping[str, str]) -> list[dict[
         }
         for i in order.tolist()
     ]
+
+
+def summary(
+    records: Sequence[Mapping[str, Any]], spiked: Sequence[Mapping[str, Any]] = (), most: int = LISTED
+) -> dict[str, Any]:
+    """{"counts", "never_learned", "forgotten", "memorised", "spikes"}: how many rows did what, and the first of each
+    kind, those with the highest last loss first; `spiked` are the spikes that the training told itself."""
+    found = trajectories(records)
+    made: dict[str, Any] = {"counts": counts(found)}
+    for kind in ("never_learned", "forgotten", "memorised"):
+        members = sorted((one for one in found.values() if one.kind == kind), key=lambda one: -one.losses[-1])
+        made[kind] = [one.as_json() for one in members[:most]]
+    told = {int(one["step"]): list(map(str, one.get("rows") or ())) for one in spiked}
+    later = [one for one in spikes(records) if one["step"] not in told]
+    listed: list[dict[str, Any]] = [{"step": int(one["step"]), "loss": one.get("loss"), "rows": told[int(one["step"])]} for one in spiked]
+    listed += [{"step": one["step"], "loss": one["loss"], "rows": [row["id"] for row in one["rows"]]} for one in later]
+    made["spikes"] = sorted(listed, key=lambda one: -float(one["loss"] or 0.0))[:most]
+    return made

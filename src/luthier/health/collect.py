@@ -10,7 +10,7 @@ from torch import nn
 from luthier.core.events import Emit
 from luthier.core.types import Row
 from luthier.health.facts import Facts, LayerNumbers
-from luthier.health.probes import ablation, behaviour, gradients, states, weights
+from luthier.health.probes import ablation, behaviour, gradients, prompts, states, weights
 
 CARD_KEYS = ("template", "stop_ids", "context")
 
@@ -39,6 +39,9 @@ def collect(adapted: Any, rows: Sequence[Row], run: Mapping[str, Any], seed: int
 
 def _rows(adapted: Any, rows: Sequence[Row], facts: Facts, seen: states.Seen, seed: int) -> None:
     facts.effect, facts.finite = seen.effect, seen.finite and seen.final.finite
+    for numbers in facts.layers if facts.finite else ():
+        if numbers.layer is not None and (like := seen.likeness.get(adapted.base.anatomy.layers[numbers.layer][0])):
+            numbers.state_cosine, numbers.state_cka = like.cosine, like.cka
     final = LayerNumbers("final")
     seen.final.fill(final)
     facts.state_change = final.relative_strength
@@ -53,6 +56,7 @@ def _rows(adapted: Any, rows: Sequence[Row], facts: Facts, seen: states.Seen, se
     behaviour.look_at_classes(rows, seen, facts)
     behaviour.look_at_answers(adapted, rows, facts)
     gradients.measure(adapted, rows, facts.layers)
+    facts.prompt = prompts.drift(adapted, rows)
     facts.ablation = ablation.measure(adapted, rows, _by_layer(adapted), seed)
 
 

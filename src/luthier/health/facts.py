@@ -39,6 +39,10 @@ class LayerNumbers:
     gradient_norm: float | None = None
     prefix_mass: float | None = None
     """Mean share of the attention that goes to the prefix."""
+    state_cosine: float | None = None
+    """Likeness of the hidden states behind this layer with and without the adapter: mean cosine a token."""
+    state_cka: float | None = None
+    """The same as linear CKA over tokens: 1 also where the states were only turned or scaled."""
     finite: bool = True
 
     def as_json(self) -> dict[str, Any]:
@@ -111,6 +115,8 @@ class Facts:
     """Share of the attention on keys farther back than the old window, of tokens that have such."""
     even_mass: float | None = None
     """The same if attention were evenly spread."""
+    prompt: Mapping[str, Any] | None = None
+    """Drift of trained prompt embeddings from the words of the vocabulary."""
     # ablation
     ablation: Sequence[tuple[int, float, float, float]] = ()
     """(layer, loss with the layer's branch off minus loss, low, high)."""

@@ -71,6 +71,7 @@ def judge(facts: Facts) -> Health:
         "gradient_norms": list(facts.gradient_norms),
         "state_change": facts.state_change,
         "effect": facts.effect,
+        "prompt": facts.prompt,
         "ablation": [{"layer": layer, "cost": cost, "ci95": [low, high]} for layer, cost, low, high in facts.ablation],
     }
     return Health(findings[0].status, findings, facts.layers, details)

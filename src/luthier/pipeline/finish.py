@@ -10,7 +10,7 @@ from luthier.core import atomic
 from luthier.core.errors import GateFailed
 from luthier.core.events import Emitter, read_jsonl
 from luthier.core.rundir import RunDir
-from luthier.pipeline import canaries
+from luthier.pipeline import canaries, flight
 from luthier.pipeline.prepare import Data
 from luthier.recipe import Recipe
 
@@ -67,6 +67,7 @@ def measure(recipe: Recipe, adapted: Any, data: Data, run: RunDir, emit: Emitter
     )
     memory = what_it_remembers(recipe, adapted, data, emit)
     judged = {"memorisation": memory, "overfitting": overfitting(run, memory, recipe.seed)}
+    judged["training_rows"] = flight.summary(run, data.examples["train"])
     metrics = {**found.as_json(), **judged, "split": split, "evidence": hashes(run)}
     atomic.write_json(run.metrics, metrics)
     write_lines(run.samples, found.samples)

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
-from luthier.report import inspection, longer, memory, words
+from luthier.report import flight, inspection, longer, memory, words
 from luthier.report.collect import Facts, number
 from luthier.report.headline import interval, noise_floor, side, significant
 from luthier.report.samples import text_of
@@ -21,6 +21,8 @@ LAYER_COLUMNS = (
     "weight_norm_ratio",
     "effective_rank",
     "gradient_norm",
+    "prefix_mass",
+    "state_cosine",
 )
 FEW = 30
 """Slices with fewer rows are marked."""
@@ -59,6 +61,9 @@ def page(
         head=story["headline"],
         over=over(story["overfitting"], facts.metrics),
         memory=memory.shown(facts.metrics),
+        flown=flight.counts(facts.metrics),
+        flight=flight.rows(facts.metrics),
+        spikes=flight.spikes(facts),
         method=spec(facts.recipe.get("method")),
         task=spec(facts.recipe.get("task")),
         done=done(facts, texts),

@@ -262,3 +262,14 @@ def test_row_ids_lead_back_to_file_and_line():
     manifest = {"sources": [{"path": "in/people.json.gz"}, {"path": "a/x.csv"}, {"path": "b/x.csv"}]}
     found = trajectories.places(["people:17", "people:18#2", "x:3", "odd"], manifest)
     assert found == {"people:17": "in/people.json.gz:17", "people:18#2": "in/people.json.gz:18"}
+
+
+def test_the_summary_of_the_flight_recorder():
+    names = {"good": [3.0, 1.0, 0.8], "hard": [3.0, 2.9, 2.8], "worse": [3.0, 2.9, 2.95], "heart": [3.0, 0.4, 0.01]}
+    records = [record(step, list(names), [names[name][step] for name in names]) for step in range(3)]
+    found = trajectories.summary(records, [{"step": 2, "loss": 9.0, "rows": ["hard"]}], most=1)
+    assert found["counts"] == {"learned": 1, "never_learned": 2, "memorised": 1}
+    assert [row["id"] for row in found["never_learned"]] == ["worse"]
+    assert [row["id"] for row in found["memorised"]] == ["heart"]
+    assert found["forgotten"] == []
+    assert found["spikes"] == [{"step": 2, "loss": 9.0, "rows": ["hard"]}]

@@ -147,3 +147,9 @@ def test_losses_of_validation_rows_are_kept_at_every_validation(tmp_path):
         assert sum(one["loss"]) / sum(one["units"]) == pytest.approx(validated[one["step"]], abs=1e-4)
     assert run.read(run.metrics)["overfitting"]["band"] is not None
     assert run.read(run.metrics)["memorisation"]["held_out"]["split"] == "validation"
+    flown = run.read(run.metrics)["training_rows"]
+    trained = {name for one in read_jsonl(run.rows) for name in one["rows"]}
+    assert sum(flown["counts"].values()) == len(trained)
+    for row in flown["never_learned"]:
+        assert row["source"].endswith(f":{row['id'].rpartition(':')[2]}")
+        assert row["text"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from luthier.core.types import IGNORE, Row
 from luthier.engine.batch import Batch, from_rows
 from luthier.health.probes.branches import Gauge, watched
+from luthier.health.probes.similarity import MOST_TOKENS, Likeness
 from luthier.models import forward
 
 
@@ -25,7 +26,7 @@ class Seen:
     base: np.ndarray
     branches: dict[str, Gauge] = field(default_factory=dict)
     layers: dict[str, Gauge] = field(default_factory=dict)
-    similarity: dict[str, list[float]] = field(default_factory=dict)
+    likeness: dict[str, Likeness] = field(default_factory=dict)
     final: Gauge = field(default_factory=Gauge)
     effect: float = 0.0
     finite: bool = True
@@ -55,8 +56,8 @@ def look(adapted: Any, rows: Sequence[Row]) -> Seen:
             seen.final.add(final.double() - plain_final.double(), plain_final)
             for name in on:
                 seen.layers.setdefault(name, Gauge()).add(on[name].double() - off[name].double(), off[name])
-                likeness = torch.nn.functional.cosine_similarity(on[name].double(), off[name].double(), dim=-1)
-                seen.similarity.setdefault(name, []).append(float(likeness.mean()))
+                likeness = seen.likeness.setdefault(name, Likeness())
+                likeness.add(on[name], off[name], max(1, MOST_TOKENS // len(rows)))
     return seen
 
 
