@@ -156,9 +156,10 @@ def summary(
     for kind in ("never_learned", "forgotten", "memorised"):
         members = sorted((one for one in found.values() if one.kind == kind), key=lambda one: -one.losses[-1])
         made[kind] = [one.as_json() for one in members[:most]]
-    told = {int(one["step"]): list(map(str, one.get("rows") or ())) for one in spiked}
-    later = [one for one in spikes(records) if one["step"] not in told]
-    listed: list[dict[str, Any]] = [{"step": int(one["step"]), "loss": one.get("loss"), "rows": told[int(one["step"])]} for one in spiked]
-    listed += [{"step": one["step"], "loss": one["loss"], "rows": [row["id"] for row in one["rows"]]} for one in later]
+    told = {
+        int(one["step"]): {"loss": one.get("loss"), "rows": list(map(str, one.get("rows") or ()))} for one in spiked
+    }
+    later = {one["step"]: {"loss": one["loss"], "rows": [row["id"] for row in one["rows"]]} for one in spikes(records)}
+    listed = [{"step": step, **one} for step, one in {**later, **told}.items()]
     made["spikes"] = sorted(listed, key=lambda one: -float(one["loss"] or 0.0))[:most]
     return made

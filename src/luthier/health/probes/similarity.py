@@ -47,7 +47,7 @@ class Likeness:
 
 
 def linear_cka(first: Tensor, other: Tensor) -> float | None:
-    """[n, d] and [n, e] → 1 for the same up to rotation and scale, about 0 for unrelated; None where one is constant."""
+    """[n, d] and [n, e] → 1 for the same up to rotation and scale, about 0 for unrelated; None if one is constant."""
     grams = [part.double() @ part.double().T for part in (first - first.mean(0), other - other.mean(0))]
     both, one, two = _hsic(grams[0], grams[1]), _hsic(grams[0], grams[0]), _hsic(grams[1], grams[1])
     return float(both / (one * two) ** 0.5) if one > 0 and two > 0 else None
