@@ -82,7 +82,8 @@ class Engine:
         pack_bytes: int | None = None,
     ):
         if base.kind != "decoder":
-            raise ModelError(f"only decoder models run in slots, and this is an {base.kind}")
+            kind = base.kind.replace("_", "-")
+            raise ModelError(f"{kind} models cannot share a flat row; only decoder models run in slots")
         _refuse_moving_positions(base)
         self.base = share(base)
         self.budget = budget

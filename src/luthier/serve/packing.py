@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SMALLEST = 1 << 17
-"""Entries of a weight below which nothing is won."""
+SMALLEST = 1 << 20
+"""Entries of a weight below which too little is won for a copy."""
 ROWS = 16
 """Rows for which the layout is chosen; others are right too."""
 
