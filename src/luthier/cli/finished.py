@@ -49,3 +49,8 @@ def verdict(run: Any) -> None:
     health = run.health.verdict
     style = {"ok": "green", "warn": "yellow", "fail": "bold red"}.get(health, "")
     out().print(Text("health  ") + Text(show(health), style=style))
+    judged = run.metrics.get("overfitting") or {}
+    if judged.get("verdict") not in (None, "healthy", "unknown"):
+        out().print(Text("curve   ") + safe(judged.get("reason") or judged["verdict"]))
+        if judged.get("advice"):
+            out().print(Text("        → ") + safe(judged["advice"]))

@@ -67,6 +67,7 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("overlap", _overlap(split.get("overlap"))),
         ("languages", ", ".join(f"{plain(name)} {percent(dig(item, 'share'))}" for name, item in languages.items())),
         ("augmented", dig(manifest, "augmentation", "made")),
+        ("canaries", dig(manifest, "canaries", "planted")),
     ]
     return [(name, show(value)) for name, value in found if value not in (None, "")]
 

@@ -130,3 +130,25 @@ def test_chat_keeps_the_conversation(tmp_path):
     assert "forgotten" in str(talk.say("/reset")[0])
     assert "float" in str(talk.say("/temperature hot")[0])
     assert any("/quit" in str(shown) for shown in talk.say("/what"))
+
+
+def test_the_end_of_a_run_tells_what_the_curve_says(run, monkeypatch):
+    import io
+
+    from rich.console import Console
+
+    from luthier.cli import console, finished
+    from luthier.pipeline.story import Run
+
+    def told(judged):
+        buffer = io.StringIO()
+        for module in (console, finished):
+            monkeypatch.setattr(module, "out", lambda: Console(file=buffer, width=200))
+        fake_run.write_json(run.metrics, {**fake_run.METRICS, "overfitting": judged})
+        finished.verdict(Run(run))
+        return buffer.getvalue()
+
+    said = told({"verdict": "memorising", "reason": "memorising: 3 of 4 canaries", "advice": "fewer epochs"})
+    assert "memorising: 3 of 4 canaries" in said
+    assert "→ fewer epochs" in said
+    assert "curve" not in told({"verdict": "healthy", "reason": "healthy: …", "advice": ""})
