@@ -14,12 +14,21 @@ def to_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dic
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
+        for name, value in _flat(values).items():
             if isinstance(value, Tensor):
                 tensors[f"{index}.{name}"] = value.detach().to("cpu", copy=True)
             elif isinstance(value, int | float):
                 numbers[f"{index}.{name}"] = value
     return tensors, numbers
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """bitsandbytes puts its 8-bit moments into a mapping within the state, and takes them beside it too."""
+    found = {name: value for name, value in values.items() if not isinstance(value, Mapping)}
+    for inner in values.values():
+        if isinstance(inner, Mapping):
+            found |= inner
+    return found
 
 
 def restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:

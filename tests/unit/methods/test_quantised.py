@@ -16,6 +16,8 @@ from luthier.core.errors import CannotMerge, GateFailed, ModelError
 from luthier.methods import METHODS
 from luthier.models.load import load_base
 from luthier.models.settings import ModelSettings
+from luthier.train import optim, optimizer_state
+from luthier.train.settings import TrainSettings
 
 pytest.importorskip("bitsandbytes", reason="the extra `quant` is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -107,3 +109,31 @@ def test_refused(kind: str, spec: dict, what: str) -> None:
     """In words, before a step."""
     with pytest.raises(ModelError, match=what):
         METHODS.parse(spec).attach(base(kind), 0)
+
+
+def test_paged_8bit_adamw_goes_on_where_it_was() -> None:
+    """On a CPU: moments in 8 bits, steps like AdamW's, and the optimizer's memory through tensors is the same one."""
+    target = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+
+    def begin(weights: torch.Tensor, name: str) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        weight = torch.nn.Parameter(weights.clone())
+        return weight, optim.build(TrainSettings(optimizer=name), {"w": weight}, 1e-2)
+
+    def steps(weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            (weight - target).square().sum().backward()
+            optimizer.step()
+
+    packed, optimizer = begin(torch.zeros(64, 128), "paged_adamw_8bit")
+    plain, other = begin(torch.zeros(64, 128), "adamw")
+    steps(packed, optimizer, 12)
+    steps(plain, other, 12)
+    kept, numbers = optimizer_state.to_tensors(optimizer)
+    assert {kept["0.state1"].dtype, kept["0.state2"].dtype} == {torch.uint8}
+    assert float((packed - plain).abs().max()) < 0.02 < float(plain.detach().abs().max())
+    again, fresh = begin(packed.detach(), "paged_adamw_8bit")
+    optimizer_state.restore(fresh, kept, numbers)
+    steps(packed, optimizer, 5)
+    steps(again, fresh, 5)
+    assert torch.equal(packed, again)
