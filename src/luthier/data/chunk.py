@@ -12,6 +12,7 @@ import orjson
 import pyarrow as pa
 
 from luthier.core.types import Example, Source, Turn
+from luthier.data.arrow import numbers
 
 ROLES = ("system", "user", "assistant", "tool", "text")
 TRAIN = (None, False, True)
@@ -56,7 +57,7 @@ class Chunk:
         first, count = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.concatenate([[0], np.cumsum(count)])
         turns = np.repeat(first - offsets[:-1], count) + np.arange(offsets[-1])
-        picked, inside = pa.array(rows), pa.array(turns)
+        picked, inside = numbers(rows), numbers(turns)
 
         def of(array: pa.Array | None, index: pa.Array) -> pa.Array | None:
             return None if array is None else array.take(index)

@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 
 from luthier.core.types import Example
+from luthier.data.arrow import texts
 from luthier.data.chunk import ROLES, TRAIN, WORDS, Chunk
 
 CHUNK_ROWS, CHUNK_BYTES = 4096, 16 << 20
@@ -68,18 +69,18 @@ class Builder:
         contexts = [turn.context for turn in turns]
         numbers = [row.source.row for row in rows]
         chunk = Chunk(
-            ids=_array([row.id for row in rows]),
+            ids=texts([row.id for row in rows]),
             files=np.array([self._code(row.source.file) for row in rows], np.int32),
             lines=np.array([row.source.line for row in rows], np.int64),
             numbers=np.array(numbers, np.int64) if any(numbers) else None,
             offsets=np.cumsum([0, *(len(row.turns) for row in rows)], dtype=np.int32),
             roles=np.array([_ROLE_CODE[turn.role] for turn in turns], np.int8),
             trains=np.array([_TRAIN_CODE[turn.train] for turn in turns], np.int8),
-            texts=_array([turn.text for turn in turns]),
-            contexts=_array(contexts) if any(contexts) else None,
+            texts=texts([turn.text for turn in turns]),
+            contexts=texts(contexts) if any(contexts) else None,
             labels=_optional(labels),
             extras=_optional(extras),
-            words={name: _array(values) for name, values in words.items()},
+            words={name: texts(values) for name, values in words.items()},
         )
         self.chunks.append(chunk)
         self.nbytes += chunk.nbytes
@@ -91,12 +92,7 @@ class Builder:
 
 
 def _optional(values: list[str | None]) -> pa.Array | None:
-    return _array(values) if any(value is not None for value in values) else None
-
-
-def _array(values: Sequence[str | None]) -> pa.Array:
-    """A text column from the system's allocator: Arrow's own keeps half as much again in reserve."""
-    return pa.array(values, pa.string(), memory_pool=pa.system_memory_pool())
+    return texts(values) if any(value is not None for value in values) else None
 
 
 @dataclass

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from luthier.core.types import IGNORE, Row
+from luthier.data.arrow import texts
 
 LISTED = 10_000
 """Rows left out that are listed; all are counted in `cut`."""
@@ -102,7 +103,7 @@ class Collector:
         self, names: Sequence[str], ids: np.ndarray, trained: np.ndarray, sizes: Any, targets: Any, tasks: Any
     ) -> None:
         """Rows with their tokens put together; `sizes` are their lengths."""
-        self._names.append(pa.array(names, pa.string(), memory_pool=pa.system_memory_pool()))
+        self._names.append(texts(names))
         self._ids.append(ids.astype(self.kind))
         self._trained.append(np.asarray(trained, bool))
         self._sizes.append(np.asarray(sizes, np.int64))

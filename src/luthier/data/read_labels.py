@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
-import pyarrow as pa
 
 from luthier.core.errors import DataError, Problem
+from luthier.data.arrow import texts
 from luthier.data.columns import Examples
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def settle(parts: Sequence[Examples], report: LoadReport) -> None:
             if chunk.labels is None:
                 continue
             old = chunk.labels.to_pylist()
-            chunk.labels = pa.array([None if text is None else mapping[text][0] for text in old], pa.string())
+            chunk.labels = texts([None if text is None else mapping[text][0] for text in old])
             for row, text in enumerate(old):
                 if text in changed and mapping[text][1]:
                     where = str(chunk.place(row, part.files))
