@@ -153,3 +153,23 @@ def test_losses_of_validation_rows_are_kept_at_every_validation(tmp_path):
     for row in flown["never_learned"]:
         assert row["source"].endswith(f":{row['id'].rpartition(':')[2]}")
         assert row["text"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_canaries_continues_to_the_same_end(tmp_path):
+    asked = ("data.canaries=3", "train.save_every=1", "train.evaluate_every=2")
+    whole = run_of(tmp_path / "whole", *asked)
+
+    def stop(record):
+        if record["kind"] == "train" and record["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        story.run(Recipe.parse(RECIPE, *asked), tmp_path / "cut", listeners=[stop])
+    assert RunDir(tmp_path / "cut").state == "interrupted"
+    cut = run_of(tmp_path / "cut", *asked)
+    assert cut.canaries.read_bytes() == whole.canaries.read_bytes()
+    assert cut.validation_rows.read_bytes() == whole.validation_rows.read_bytes()
+    name = "adapter_model.safetensors"
+    assert (cut.adapter / name).read_bytes() == (whole.adapter / name).read_bytes()
+    assert cut.read(cut.metrics)["memorisation"] == whole.read(whole.metrics)["memorisation"]
