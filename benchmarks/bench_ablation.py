@@ -34,6 +34,7 @@ TECHNIQUES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "int8 frozen base": ({"int8": True}, {}),
     "no backward below the lowest adapter (top 2 layers)": ({"method": TOP}, {}),
     "frozen-trunk cache (top 2 layers, later epochs)": ({"method": TOP, "trunk": True}, {"method": TOP}),
+    "compiled layers": ({"compiled": True}, {}),
     "shared prefix of 32 tokens": ({"prefix": 32, "shared": True}, {"prefix": 32}),
     "prefix tuning: keys and values in the segment attention": (
         {"method": {"name": "prefix", "length": 20}},
@@ -149,6 +150,10 @@ def build(folder: Path, switches: dict[str, Any]) -> tuple[Any, list[Any]]:
     base.shared_prefix = bool(switches.get("shared"))
     if switches.get("int8"):
         int8.install(base)
+    if switches.get("compiled"):
+        from luthier.models import compiled
+
+        compiled.install(base)
     source = np.random.default_rng(1)
     common = source.integers(3, 1000, switches.get("prefix", 0))
     raw = json.loads((folder / "rows.json").read_text("utf-8"))

@@ -73,12 +73,20 @@ No GPU was at hand. What exists is tested for its logic on a CPU, and no number 
 |---|---|
 | bfloat16 base, chosen by itself where the GPU has it | written, unmeasured |
 | FlashAttention over segments (`engine/varlen.py`, torch's `varlen_attn`; prefixes and shared prefixes too) | \
-written, logic tested on a CPU against the other form, unmeasured; where it does not fit, the self-check falls back to \
-padding |
+written, logic tested on a CPU against the other form, unmeasured |
+| flex_attention over segments (`engine/flex.py`) where varlen does not fit: float32, soft caps, odd head sizes | \
+written, masks and call tested on a CPU (gradients through a written-out stand-in: torch has no backward of it there), \
+unmeasured; where neither is exact, the self-check takes a call a length, then padding |
 | chunked loss with larger chunks | written, unmeasured |
-| CUDA graphs over fixed token budgets | missing |
-| fp8 frozen base | missing |
-| Liger kernels, flex_attention, torch.compile | missing |
+| fp8 frozen base (`engine/fp8.py`), behind `train.int8_base`, from Ada and Hopper on: e4m3, a scale a channel and a \
+token, forward and dX through `torch._scaled_mm`, refused under a cosine of .99 | written, logic and the very product \
+tested on a CPU, unmeasured |
+| Liger's RMSNorm and SwiGLU (`models/kernels.py`), where `liger_kernel` is installed | written; what is chosen, how \
+it is called and that a wrong kernel is refused is tested on a CPU, unmeasured. Its rotation is not used: transformers \
+has no seam for it |
+| CUDA graphs over token budgets (`train.compile: on`, `models/compiled.py`): compiled layers are recorded, batches \
+are padded to multiples of 256 tokens by a segment of its own | written, the padding tested on a CPU, recording \
+unmeasured |
 | comparison with Unsloth, torchtune, LLaMA-Factory, litgpt, ms-swift, axolotl | missing |
 """
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, RecipeError
 
-OWN = ("luthier", "luthier_padded", "luthier_checkpointing", "luthier_int8")
+OWN = ("luthier", "luthier_padded", "luthier_checkpointing", "luthier_int8", "luthier_compiled")
 PLAIN = ("transformers", "documents")
 TRL = ("trl", "trl_grouped", "trl_sorted", "trl_packing", "trl_padding_free")
 DEFAULT = ("luthier", "luthier_padded", "transformers")

@@ -20,6 +20,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "luthier_padded": {"layout": "padded"},
     "luthier_checkpointing": {"layout": "flat", "checkpointing": True},
     "luthier_int8": {"layout": "flat", "int8": True},
+    "luthier_compiled": {"layout": "flat", "compiled": True},
 }
 """Switches of each arm."""
 
@@ -47,6 +48,10 @@ class Bench:
             from luthier.models import int8
 
             int8.install(base)
+        if switches.get("compiled"):
+            from luthier.models import compiled
+
+            compiled.install(base)
         self.start = self.adapted.state()
         raw = json.loads(Path(self.work["rows"]).read_text("utf-8"))
         self.rows = [
