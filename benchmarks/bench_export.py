@@ -67,10 +67,18 @@ def certificates(steps: int, scratch: Path) -> list[dict[str, Any]]:
         run = lu.run(recipe, scratch / title)
         for kind in ("merged", "gguf"):
             for dtype in DTYPES:
-                found = later.export(run.dir, scratch / f"{title}-{kind}-{dtype}", kind, dtype)
-                rows.append({"method": title, "kind": kind, "dtype": dtype, **_told(found)})
+                told = _certified(run.dir.path, scratch / f"{title}-{kind}-{dtype}", kind, dtype)
+                rows.append({"method": title, "kind": kind, "dtype": dtype, **told})
                 print(json.dumps(rows[-1]), flush=True)
     return rows
+
+
+def _certified(run: Path, folder: Path, kind: str, dtype: str) -> dict[str, Any]:
+    """What the certificate says, or why nothing was published."""
+    try:
+        return _told(later.export(run, folder, kind, dtype))
+    except LuthierError as error:
+        return {"refused": error.what}
 
 
 def _told(found: dict[str, Any]) -> dict[str, Any]:

@@ -5,17 +5,20 @@ A run with a head gives probabilities; one that scores label texts gives their s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luthier.core.types import Example, Source, Turn
+from luthier.core.types import Example, Row, Source, Turn
 from luthier.serve.answers import TOKENIZING
 from luthier.serve.schema import ApiError, Classify
 
 if TYPE_CHECKING:
     from luthier.adapted import AdaptedModel
     from luthier.serve.app import Server
+
+TOKENS_AT_ONCE = 2048
 
 
 def classify(server: Server, body: Classify) -> dict[str, Any]:
@@ -52,7 +55,22 @@ def _logits(adapted: AdaptedModel, texts: list[str], task: int = 0) -> list[torc
             _ = adapted.label_ids  # made once, with the tokenizer to itself
     if len(rows) != len(texts):
         raise ApiError(400, f"a text does not fit {adapted.max_length} tokens", "context_length_exceeded", "input")
-    return [adapted.row_logits(from_rows([replace(rows[at], task=task)]))[0].double() for at in range(len(texts))]
+    parts = _parts([replace(row, task=task) for row in rows])
+    return [one.double() for part in parts for one in adapted.row_logits(from_rows(part))]
+
+
+def _parts(rows: Sequence[Row]) -> list[list[Row]]:
+    """Neighbours that are computed at once: at most TOKENS_AT_ONCE tokens, so that memory stays bounded, and few
+    forwards for many short texts."""
+    parts: list[list[Row]] = []
+    room = 0
+    for row in rows:
+        if not parts or len(row.input_ids) > room:
+            parts.append([])
+            room = TOKENS_AT_ONCE
+        parts[-1].append(row)
+        room -= len(row.input_ids)
+    return parts
 
 
 def _entry(adapted: AdaptedModel, logits: torch.Tensor) -> dict[str, Any]:

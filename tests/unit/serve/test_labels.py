@@ -12,6 +12,7 @@ from luthier.data.settings import DataSettings
 from luthier.evaluate.scores import shares
 from luthier.models.load import load_base
 from luthier.models.settings import ModelSettings
+from luthier.serve import labels
 from luthier.serve.labels import _entry, _logits
 
 LONG = "Karl Ulrich plays chess on Mondays. " * 90 + "He never dances."
@@ -34,6 +35,27 @@ def test_long_texts_lose_their_middle_as_in_training(adapted):
     assert torch.allclose(_logits(adapted, [LONG])[0], wanted, atol=1e-4)
     ends = adapted.base.tokenizer.decode(row.input_ids[-8:].tolist())
     assert "never dances." in ends
+
+
+def test_many_texts_are_few_forwards_and_each_is_what_it_is_alone(adapted, monkeypatch):
+    monkeypatch.setattr(labels, "TOKENS_AT_ONCE", 200)
+    texts = [f"Boris Mann reads book {number}. " * (1 + number % 7) for number in range(40)]
+    sizes, plain = [], type(adapted).row_logits
+
+    def counted(self, batch):
+        sizes.append((len(batch.row_ids), len(batch.input_ids)))
+        return plain(self, batch)
+
+    monkeypatch.setattr(type(adapted), "row_logits", counted)
+    with torch.no_grad():
+        together = _logits(adapted, texts)
+        forwards = len(sizes)
+        alone = [_logits(adapted, [text])[0] for text in texts]
+    assert sum(rows for rows, _ in sizes[:forwards]) == 40
+    assert forwards < 30
+    assert all(tokens <= 200 or rows == 1 for rows, tokens in sizes)
+    torch.testing.assert_close(torch.stack(together), torch.stack(alone), atol=1e-4, rtol=1e-4)
+    assert len({tuple(one.tolist()) for one in alone}) == 40
 
 
 def test_entries_read_logits_as_evaluation_does(adapted, monkeypatch):
