@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ evaluate: {samples: {count: 0}}
 """
 
 
-def certificates(steps: int, scratch: Path) -> list[dict[str, Any]]:
-    """One row for each method, kind and dtype."""
-    rows = []
+def certificates(steps: int, scratch: Path, save: Callable[[str, Any], None]) -> None:
+    """One row for each method, kind and dtype; `save` gets them as they come."""
+    rows: list[dict[str, Any]] = []
     for title, method in CERTIFIED.items():
         recipe = lu.Recipe.parse(RECIPE, f"train.steps={steps}", f"method={json.dumps(method)}")
         run = lu.run(recipe, scratch / title)
@@ -70,7 +71,7 @@ def certificates(steps: int, scratch: Path) -> list[dict[str, Any]]:
                 told = _certified(run.dir.path, scratch / f"{title}-{kind}-{dtype}", kind, dtype)
                 rows.append({"method": title, "kind": kind, "dtype": dtype, **told})
                 print(json.dumps(rows[-1]), flush=True)
-    return rows
+                save("certificates", rows)
 
 
 def _certified(run: Path, folder: Path, kind: str, dtype: str) -> dict[str, Any]:
@@ -118,13 +119,13 @@ def outcome(adapted: Any, kind: str, folder: Path) -> str:
     return f"exported, {found['max_logit_difference']:.1e}"
 
 
-def matrix(scratch: Path) -> dict[str, dict[str, str]]:
+def matrix(scratch: Path, save: Callable[[str, Any], None]) -> None:
     """method → kind → outcome."""
     found: dict[str, dict[str, str]] = {}
     for name, method in METHODS.items():
         found[name] = {kind: outcome(adapted_with(method), kind, scratch / name / kind) for kind in KINDS}
         print(name, json.dumps(found[name], ensure_ascii=False), flush=True)
-    return found
+        save("matrix", found)
 
 
 def main() -> None:
@@ -134,10 +135,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/export.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place:
-        report = {"matrix": matrix(Path(place)), "certificates": certificates(options.steps, Path(place))}
+    report: dict[str, Any] = {"steps": options.steps, "torch": torch.__version__}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    def save(part: str, found: Any) -> None:
+        report[part] = found
+        options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    with tempfile.TemporaryDirectory() as place:
+        certificates(options.steps, Path(place), save)
+        matrix(Path(place), save)
 
 
 if __name__ == "__main__":
