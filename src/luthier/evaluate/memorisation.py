@@ -39,7 +39,9 @@ def measure(
         base = row_losses(adapted, everything, batch_tokens)
     edges = np.cumsum([0, *map(len, parts)]).tolist()
     sides: list[Sides] = [(base.means[start:stop], tuned.means[start:stop]) for start, stop in pairwise(edges)]
-    made = {"held_out": memorisation(sides[0], sides[1], seed)}
+    whole = [_by_document(part, side) for part, side in zip(parts[:2], sides[:2], strict=True)]
+    made = {"held_out": memorisation(whole[0], whole[1], seed)}
+    made["held_out"]["rows"] = {"training": len(parts[0]), "held_out": len(parts[1])}
     if len(planted):
         made["canaries"] = {**exposures(sides[2], sides[3], seed)}
         _name(made["canaries"], planted, tuned, edges[2])
@@ -61,6 +63,14 @@ def _drawn(rows: Sequence[Row], canaries: set[str], seed: int, name: str) -> lis
         if len(made) == MOST_ROWS:
             break
     return made
+
+
+def _by_document(rows: Sequence[Row], side: Sides) -> Sides:
+    """Windows of one document as one row, the mean of theirs: they hang together and are no independent evidence."""
+    known: dict[str, int] = {}
+    groups = np.array([known.setdefault(row.id.partition("#")[0], len(known)) for row in rows], dtype=np.int64)
+    counts = np.bincount(groups)
+    return np.bincount(groups, side[0]) / counts, np.bincount(groups, side[1]) / counts
 
 
 def _name(found: dict[str, Any], planted: Sequence[Row], tuned: RowLosses, start: int) -> None:

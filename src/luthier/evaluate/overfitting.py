@@ -24,6 +24,8 @@ Sides = tuple[np.ndarray, np.ndarray]
 
 BY_HEART = 0.1
 """Nats a token: a gap between trained and held-out rows below this is no memorising, whatever the ratio."""
+LEAST = 8
+"""Rows (documents) of each side below which no gap is called memorising."""
 CHANCE = math.log2(math.e)
 """Mean exposure in bits of a canary that was never trained, of many controls (its rank is uniform)."""
 
@@ -141,22 +143,22 @@ def memorisation(train: Sides, held_out: Sides, seed: int = 0) -> dict[str, Any]
 
     `gap` is how much more the training helped the trained rows, (tuned − base) of the held-out rows minus that of the
     trained ones, so that rows which are easy anyway do not count; `ci95` draws the rows of both sides again. Every
-    training leaves some gap: `memorised` is only said where its low end is above BY_HEART and the trained rows keep
-    less than MEMORISED of the loss of the held-out ones.
+    training leaves some gap: `memorised` is only said where its low end is above BY_HEART, the trained rows keep less
+    than MEMORISED of the loss of the held-out ones, and there are LEAST rows of each.
     """
     learnt, transferred = train[1] - train[0], held_out[1] - held_out[0]
     found = apart(learnt, transferred, seed)
     means = [[float(part.mean()) if len(part) else 0.0 for part in side] for side in (train, held_out)]
     made = {side: {"training": means[0][at], "held_out": means[1][at]} for at, side in enumerate(("base", "tuned"))}
-    known = found["ci95"][0] > BY_HEART and means[0][1] < MEMORISED * means[1][1]
+    known = found["ci95"] is not None and found["ci95"][0] > BY_HEART and means[0][1] < MEMORISED * means[1][1]
+    known = known and min(len(learnt), len(transferred)) >= LEAST
     return {"rows": {"training": len(learnt), "held_out": len(transferred)}, **made, **found, "memorised": known}
 
 
 def apart(first: np.ndarray, other: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Mean(other) − mean(first) of unpaired numbers: {"gap", "ci95"} by bootstrap over both."""
+    """Mean(other) − mean(first) of unpaired numbers: {"gap", "ci95"} by bootstrap over both; null where too few."""
     if len(first) < 2 or len(other) < 2:
-        gap = float(other.mean() - first.mean()) if len(first) and len(other) else 0.0
-        return {"gap": gap, "ci95": [gap, gap] if len(first) and len(other) else [0.0, 0.0]}
+        return {"gap": float(other.mean() - first.mean()) if len(first) and len(other) else None, "ci95": None}
     source = generator(seed, "apart", len(first), len(other))
     drawn = [part[source.integers(0, len(part), (1000, len(part)))].mean(axis=1) for part in (first, other)]
     low, high = np.quantile(drawn[1] - drawn[0], [0.025, 0.975])
