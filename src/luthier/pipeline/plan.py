@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from luthier.pipeline import learn, prepare
@@ -25,7 +26,11 @@ def full_check(
     weights = adapted.parameters_by_name()
     trained = sum(weight.numel() for weight in weights.values())
     total = sum(weight.numel() for weight in base.model.parameters())
-    member = METHODS.parse(recipe.method)
+    formula = METHODS.parse(recipe.method).formula(base)
+    warnings = [{"what": w.what, "where": w.where, "remedy": w.remedy} for w in data.inspection.warnings]
+    if formula != trained:
+        what = f"{trained} numbers are trained, the method's formula says {formula}"
+        warnings.append({"what": what, "where": "method", "remedy": "this is a fault of luthier; please report it"})
     plan = learn.batches(recipe, data.rows["train"], base.context)
     steps = learn.total_steps(recipe, plan)
     return {
@@ -36,7 +41,8 @@ def full_check(
             "parameters": total,
             "trainable": trained,
             "share": trained / max(1, total),
-            "formula": member.formula(base),
+            "formula": formula,
+            "by_layer": by_layer(base, weights),
             "by_weight": {name: weight.numel() for name, weight in weights.items()},
             "fingerprint": base.fingerprint,
         },
@@ -49,6 +55,16 @@ def full_check(
             **estimate(recipe, adapted, plan, steps, data),
             **savings(adapted, plan, data.rows["train"]),
         },
-        "warnings": [{"what": w.what, "where": w.where, "remedy": w.remedy} for w in data.inspection.warnings],
+        "warnings": warnings,
         "preview": data.inspection.preview,
     }
+
+
+def by_layer(base: Any, weights: Mapping[str, Any]) -> dict[str, int]:
+    """Trained numbers in each layer of the model, and of all that belongs to none (virtual tokens, heads, …)."""
+    found: dict[str, int] = {}
+    layers = [layer for layer, _ in base.anatomy.layers]
+    for name, weight in weights.items():
+        place = next((layer for layer in layers if f".{layer}." in f".{name}."), "elsewhere")
+        found[place] = found.get(place, 0) + weight.numel()
+    return found
