@@ -56,9 +56,8 @@ class Bottleneck:
 
     @classmethod
     def lr_for(cls, base: Base) -> float:
-        """The default rate for this model's width; encoders take more of it."""
-        rate = cls.default_lr * (rates.ENCODERS["bottleneck"] if base.kind == "encoder" else 1)
-        return rates.for_width(rate, base.anatomy.hidden_size, low=2e-4, high=5e-3)
+        """The default rate for this model's width."""
+        return rates.for_width(cls.default_lr, base.anatomy.hidden_size, low=2e-4)
 
     def sites(self, base: Base) -> list[Site]:
         """Where the branches go."""

@@ -85,7 +85,7 @@ class Lora:
     @classmethod
     def lr_for(cls, base: Base) -> float:
         """The default rate for this model's width; encoders take more of it."""
-        rate = cls.default_lr * (rates.ENCODERS["lora"] if base.kind == "encoder" else 1)
+        rate = cls.default_lr * (rates.ENCODERS if base.kind == "encoder" else 1)
         return rates.for_width(rate, base.anatomy.hidden_size, low=1e-4, high=3e-3)
 
     def attach(self, base: Base, seed: int) -> LowRank:
