@@ -300,6 +300,11 @@ def memory_mb() -> float:
     """Peak of the accelerator, else the resident memory of this process."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    import resource
+
     import psutil
 
-    return round(psutil.Process().memory_info().rss / 2**20, 1)
+    try:
+        return round(psutil.Process().memory_info().rss / 2**20, 1)
+    except OSError:  # no file left to open: the peak is told without one
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

@@ -267,3 +267,18 @@ def test_t7_the_mean_loss_is_over_the_whole_run(tmp_path):
     expected = sum(r["loss"] * r["supervised_tokens"] for r in steps) / sum(r["supervised_tokens"] for r in steps)
     assert state.mean_loss == pytest.approx(expected)
     assert json.loads(json.dumps(state.as_json()))["step"] == 12
+
+
+def test_memory_is_told_when_no_file_can_be_opened(monkeypatch):
+    """RLIMIT_NOFILE reached: a progress line must not end a training."""
+    import psutil
+
+    from luthier.train import loop
+
+    now = loop.memory_mb()
+
+    def refused(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(psutil, "Process", refused)
+    assert loop.memory_mb() >= 0.9 * now
