@@ -15,14 +15,16 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 HEAD = """\
 # Methods against each other
 
-Made from `benchmarks/results`. Every method at its own default rate and schedule, nothing tuned to the data.
+Made from `benchmarks/results`. Every method at its own default rate and schedule.
 """
 ENCODERS = """
 ## An encoder with a classification head
 
 `benchmarks/bench_encoders.py`: all-MiniLM-L6-v2 (22.7 million weights), at most {rows} training rows (sib200 has 701),
 {epochs} epochs, batches of {batch} rows, the test split measured once after the last step. The probe trains the head
-alone, to convergence, on the frozen encoder's pooled state. CPU-seconds of the training, one thread.
+alone, to convergence, on the frozen encoder's pooled state. CPU-seconds of the training, one thread. The default
+rates of LoRA and of prefixes on encoders were chosen on these sets with other seeds; on another set they are a first
+guess, and `lr: probe` looks around.
 """
 GENERATION = """
 ## A small decoder that puts facts into sentences
