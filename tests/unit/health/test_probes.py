@@ -234,3 +234,10 @@ def test_every_method_has_layers_with_the_contracts_numbers(shaken, world, metho
     assert all(keys <= set(layer) for layer in found["layers"])
     assert max(layer["relative_strength"] or 0 for layer in found["layers"]) > 1e-4
     assert next(one for one in found["diagnoses"] if one["name"] == "dead_adapter")["status"] == "ok"
+
+
+@pytest.mark.parametrize(("length", "count"), [(100, 32), (1024, 16), (2048, 8), (8192, 4)])
+def test_layers_are_ablated_on_fewer_rows_where_rows_are_long(length, count):
+    rows = [Row(str(n), np.ones(length, np.int32), np.ones(length, np.int32)) for n in range(40)]
+    assert len(ablation.few_of(rows)) == count
+    assert ablation.few_of(rows[:3]) == rows[:3]

@@ -20,6 +20,15 @@ from luthier.models import forward
 ROWS = 32
 MOST_LAYERS = 12
 TOKENS = 2048
+MOST_TOKENS = 16_384
+"""Every layer reads the rows once more: long rows are fewer, but no less than LEAST_ROWS."""
+LEAST_ROWS = 4
+
+
+def few_of(rows: Sequence[Row]) -> list[Row]:
+    """The first rows, at most ROWS and MOST_TOKENS."""
+    upto = np.cumsum([len(row.input_ids) for row in rows[:ROWS]])
+    return list(rows[: max(LEAST_ROWS, int((upto <= MOST_TOKENS).sum()))])
 
 
 @torch.no_grad()
@@ -59,7 +68,7 @@ def measure(
         chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, MOST_LAYERS).astype(int).tolist()]
     if len(chosen) < 2 or len(rows) < 2:
         return []
-    few = list(rows[:ROWS])
+    few = few_of(rows)
     whole = losses(adapted, few)
     made = []
     for layer in chosen:
