@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from luthier.core.errors import LuthierError
 from luthier.core.types import Turn
 from luthier.serve.adapters import Served
+from luthier.serve.constrained import Grammar, grammar
 from luthier.serve.request import Request, Sampling, Token
 from luthier.serve.schema import ApiError, Chat, Completion, Sampled
 from luthier.serve.text import Stream
@@ -41,6 +42,7 @@ class Job:
     limits: list[int]
     chat: bool
     logprobs: int = -1
+    grammar: Grammar | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -59,7 +61,8 @@ def chat_job(server: Server, body: Chat) -> Job:
         raise ApiError(400, f"{body.model} classifies; use /v1/classify", "wrong_endpoint", "model")
     ids = _prompt_ids(_template(server, served), turns, served.base.tokenizer)
     wanted = body.top_logprobs if body.logprobs else -1
-    return Job(served, [list(ids)], body, [_limit(server, served, ids, body.limit)], True, wanted)
+    limits = [_limit(server, served, ids, body.limit)]
+    return Job(served, [list(ids)], body, limits, True, wanted, grammar(served, body.response_format))
 
 
 def _prompt_ids(template: Any, turns: tuple[Turn, ...], tokenizer: Any) -> list[int]:
@@ -153,6 +156,7 @@ class _Answer:
             self._arrive,
             frozenset(job.served.base.stop_ids),
             deadline=time.monotonic() + server.limits.deadline_s,
+            walk=None if job.grammar is None else job.grammar.walk(),
         )
         self._tokenizer = job.served.base.tokenizer
 
@@ -171,8 +175,7 @@ class _Answer:
                 raise ApiError(504, token.error or "cancelled", "cancelled")
             self.tokens += 1
             self._note(token)
-            stop = token.finish == "stop"
-            fresh = "" if stop else self.text.push(token.id)
+            fresh = "" if token.id in self.request.stop_ids else self.text.push(token.id)
             if self.text.stopped:
                 self.request.cancelled = True
                 self.finish = "stop"

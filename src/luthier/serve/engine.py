@@ -264,7 +264,7 @@ class Engine:
         request.made.append(token.id)
         self.counters.new_tokens += 1
         finish: Finish | None = None
-        if token.id in request.stop_ids:
+        if token.id in request.stop_ids or (request.walk is not None and request.walk.done):
             finish = "stop"
         elif len(request.made) >= request.sampling.max_new_tokens:
             finish = "length"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from luthier.serve.adapters import Served
+    from luthier.serve.constrained import Walk
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 
@@ -48,6 +49,8 @@ class Request:
     made: list[int] = field(default_factory=list)
     generator: torch.Generator | None = None
     virtual: Any = None
+    walk: Walk | None = None
+    """Through a grammar that the answer must keep to."""
     finish: Finish | None = None
     reused: int = 0
     """Prompt tokens whose keys and values an earlier request had left."""

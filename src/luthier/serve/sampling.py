@@ -7,11 +7,15 @@ temperature so small that the division overflows. So: the first token always sta
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from luthier.serve.request import Request, Token
+
+if TYPE_CHECKING:
+    from luthier.serve.constrained import Walk
 
 GREEDY_BELOW = 1e-5
 
@@ -28,6 +32,18 @@ def choose(logits: Tensor, requests: Sequence[Request]) -> list[Token]:
     ]
 
 
+def _kept(logits: Tensor, walk: Walk, request: Request) -> Token:
+    """The choice among the tokens that the request's grammar allows. Log-probabilities are those of the model."""
+    try:
+        allowed = walk.masked(logits)
+        greedy = request.sampling.temperature < GREEDY_BELOW
+        chosen = int(allowed.argmax()) if greedy else draw(allowed, request)
+        walk.take(chosen)
+    except RuntimeError as error:
+        return Token(None, "error", error=str(error))
+    return _told(logits, chosen, request)
+
+
 def _best(logits: Tensor) -> list[int]:
     """Places of the largest logits; numpy's search is ten times as fast as torch's on a processor."""
     found = logits.numpy().argmax(axis=-1) if logits.device.type == "cpu" else logits.argmax(dim=-1)
@@ -35,8 +51,15 @@ def _best(logits: Tensor) -> list[int]:
 
 
 def _one(logits: Tensor, best: int, request: Request) -> Token:
+    if request.walk is not None:
+        return _kept(logits, request.walk, request)
+    chosen = best if request.sampling.temperature < GREEDY_BELOW else draw(logits, request)
+    return _told(logits, chosen, request)
+
+
+def _told(logits: Tensor, chosen: int, request: Request) -> Token:
+    """The token, with the log-probabilities that were asked for."""
     sampling = request.sampling
-    chosen = best if sampling.temperature < GREEDY_BELOW else draw(logits, request)
     if sampling.logprobs < 0:
         return Token(chosen)
     logs = torch.log_softmax(logits.double(), dim=-1)

@@ -138,10 +138,24 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(p.text for p in self.content or ())
 
 
-class ResponseFormat(BaseModel):
-    """Only plain text is served."""
+class JsonSchema(BaseModel):
+    """The schema of `response_format`; it is always kept to, `strict` or not."""
 
-    type: Literal["text"]
+    name: str = Field("answer", max_length=200)
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """Text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to the type json_schema, and only to it")
+        return self
 
 
 class Sampled(_Body):
