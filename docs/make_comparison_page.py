@@ -30,7 +30,9 @@ GENERATION = """
 ## A small decoder that puts facts into sentences
 
 `benchmarks/bench_generation.py`: E2E on {model}, {rows} training rows, {epochs} epochs for every method, greedy answers
-to {asked} test rows; what `luthier compare` prints, the base first.
+to {asked} test rows; what `luthier compare` prints, the base first. Virtual
+tokens alone lower the loss of so small a base, but steer it hardly within these steps: no usable sentence yet, one run
+a method, equal epochs rather than each at its best.
 """
 NONE = "\nNot measured yet: `python benchmarks/{script} --help` says how.\n"
 GOALS = ("probe < lora", "lora, bottleneck, full within 2 points", "prefix >= full - 4 points")

@@ -31,7 +31,10 @@ class Bottleneck:
     name: ClassVar[str]
     default_lr = 1e-3
     default_schedule: ClassVar[dict[str, Any]] = {"name": "linear", "warmup": 0.05}
-    lr_reason = "fresh weights from a zero start: as LoRA, a little higher; 1e-3 in the papers' search ranges"
+    lr_reason = (
+        "fresh weights from a zero start: as LoRA, a little higher; 1e-3 in the papers' search ranges; on an encoder "
+        "1.75 times that"
+    )
 
     class Params(Settings):
         """The adapters."""
@@ -56,8 +59,10 @@ class Bottleneck:
 
     @classmethod
     def lr_for(cls, base: Base) -> float:
-        """The default rate for this model's width."""
-        return rates.for_width(cls.default_lr, base.anatomy.hidden_size, low=2e-4)
+        """The default rate for this model's width; more on an encoder."""
+        encoder = base.kind == "encoder"
+        rate = cls.default_lr * (rates.ENCODERS if encoder else 1)
+        return rates.for_width(rate, base.anatomy.hidden_size, low=2e-4, high=5e-3 if encoder else 3e-3)
 
     def sites(self, base: Base) -> list[Site]:
         """Where the branches go."""
