@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -278,6 +279,8 @@ def serve(
     if emit is not None:
         port = sockets[0].getsockname()[1]
         emit("serving", host=host, port=port, models=registry.names(), one_by_one=reason)
+    gc.collect()
+    gc.freeze()  # what stays for ever is not looked through again while requests wait
     with _own_signals():
         listener(configure(server)).run(sockets=sockets)
 

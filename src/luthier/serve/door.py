@@ -12,13 +12,12 @@ import asyncio
 import http
 import json
 import re
-import selectors
-import time
 from typing import TYPE_CHECKING, Any
 
 from luthier.serve import guard
 from luthier.serve.guard import MAKES_ANSWERS, OPEN, PatientProtocol
 from luthier.serve.schema import ApiError
+from luthier.serve.turns import Turns
 
 if TYPE_CHECKING:
     from luthier.serve.guard import Guard
@@ -27,11 +26,6 @@ READY = "/readyz"
 LINE = re.compile(rb"(GET|POST) (/[\w./-]*) HTTP/1\.1\r\n")
 NOT_HERE = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
 """Headers that make a request the parser's."""
-TURN = 128
-"""Connections that are served before the listeners are asked again."""
-YOUNG_S = 1.0
-FIRST = 4
-"""The first things that a loop watches: its own pipe and the listeners."""
 
 
 class Door:
@@ -138,45 +132,6 @@ class Front(asyncio.Protocol):
 def front(kept: Guard) -> type[Front]:
     """The protocol of this server's connections."""
     return type("Front", (Front,), {"door": Door(kept)})
-
-
-class Turns(selectors.DefaultSelector):  # type: ignore[valid-type,misc]
-    """At most TURN ready connections at a time. Nothing is lost: what is ready stays ready."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._first: list[int] = []
-        self._born: dict[int, float] = {}
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        """Remembers when."""
-        key: selectors.SelectorKey = super().register(fileobj, events, data)
-        if len(self._first) < FIRST:
-            self._first.append(key.fd)
-        self._born[key.fd] = time.monotonic()
-        return key
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        """Forgets."""
-        key: selectors.SelectorKey = super().unregister(fileobj)
-        self._born.pop(key.fd, None)
-        if key.fd in self._first:
-            self._first.remove(key.fd)
-        return key
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Of many that are ready: listeners, then those that came lately, then the others in order."""
-        ready: list[tuple[selectors.SelectorKey, int]] = super().select(timeout)
-        if len(ready) <= TURN:
-            return ready
-        since = time.monotonic() - YOUNG_S
-
-        def place(one: tuple[selectors.SelectorKey, int]) -> int:
-            fd = one[0].fd
-            return 0 if fd in self._first else 1 if self._born.get(fd, 0.0) > since else 2
-
-        ready.sort(key=place)
-        return ready[: TURN // 2] + ready[-(TURN // 2) :]  # the newest do not keep the oldest out for ever
 
 
 def new_loop() -> asyncio.AbstractEventLoop:

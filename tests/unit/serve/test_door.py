@@ -1,5 +1,6 @@
 """What is answered before a parser is built: only what is whole, plain, and needs no more than a fixed answer."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from luthier.serve import app, door
+from luthier.serve import app, door, turns
 from luthier.serve.guard import Guard
 
 
@@ -99,30 +100,57 @@ def test_everything_else_is_the_parser_s(data):
     assert said(found, data) is None
 
 
-def test_many_ready_connections_are_taken_by_turns(monkeypatch):
-    """The first ones (listeners) always, then the young; the oldest are never kept out, and none is lost."""
-    monkeypatch.setattr(door, "TURN", 4)
-    monkeypatch.setattr(door, "FIRST", 1)
+def ready(count, monkeypatch, young):
+    """A selector over that many readable pipes, the last `young` of them new, two a turn, and the first a listener."""
+    monkeypatch.setattr(turns, "TURN", 2)
+    monkeypatch.setattr(turns, "FIRST", 1)
     clock = [0.0]
-    monkeypatch.setattr(door.time, "monotonic", lambda: clock[0])
-    turns, pipes = door.Turns(), [os.pipe() for _ in range(8)]
+    monkeypatch.setattr(turns.time, "monotonic", lambda: clock[0])
+    made, pipes = turns.Turns(), [os.pipe() for _ in range(count)]
+    for place, (reader, _) in enumerate(pipes):
+        clock[0] = 10.0 + place / 100 if place >= count - young else 0.0
+        made.register(reader, selectors.EVENT_READ, place)
+    clock[0] = 10.5
+    assert made.select(0) == []
+    for _, writer in pipes:
+        os.write(writer, b"x")
+    return made, pipes
+
+
+def shut(made, pipes):
+    made.close()
+    for one in (end for pair in pipes for end in pair):
+        with contextlib.suppress(OSError):
+            os.close(one)
+
+
+def test_many_ready_connections_are_taken_by_turns(monkeypatch):
+    """The first ones (listeners) always, then the young; the others in their order, and none is lost."""
+    made, pipes = ready(8, monkeypatch, young=2)
     try:
-        for place, (reader, _) in enumerate(pipes):
-            clock[0] = 10.0 if place >= 6 else 0.0
-            turns.register(reader, selectors.EVENT_READ, place)
-        assert turns.select(0) == []
-        for _, writer in pipes:
-            os.write(writer, b"x")
-        taken = [key.data for key, _ in turns.select(0)]
-        assert taken[:2] == [0, 6]
-        assert set(taken[2:]) <= {1, 2, 3, 4, 5}
-        left = set(range(8))
+        assert [key.data for key, _ in made.select(0)] == [0, 7, 6, 1, 2]
+        for place in (0, 6, 7):
+            os.read(pipes[place][0], 1)
+        assert [key.data for key, _ in made.select(0)] == [3, 4]
+        left = {1, 2, 3, 4, 5}
         while left:
-            for key, _ in turns.select(0):
+            for key, _ in made.select(0):
                 left.discard(key.data)
-                turns.unregister(key.fd)
+                made.unregister(key.fd)
     finally:
-        turns.close()
-        for pair in pipes:
-            for one in pair:
-                os.close(one)
+        shut(made, pipes)
+
+
+def test_what_was_closed_or_changed_since_the_poll_is_not_told(monkeypatch):
+    """A file number that belongs to another connection now, and one that waits for something else, are asked anew."""
+    made, pipes = ready(8, monkeypatch, young=0)
+    try:
+        assert [key.data for key, _ in made.select(0)] == [0, 1, 2]
+        made.unregister(pipes[3][0])
+        made.modify(pipes[4][0], selectors.EVENT_WRITE, 4)
+        told = [key.data for _ in range(4) for key, _ in made.select(0)]
+        assert 3 not in told
+        assert 4 not in told
+        assert {5, 6, 7} <= set(told)
+    finally:
+        shut(made, pipes)
