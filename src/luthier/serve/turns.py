@@ -1,4 +1,4 @@
-"""What an event loop does next when thousands of connections are ready: the listeners, whoever came lately, some others.
+"""What an event loop does next when thousands of connections are ready: listeners, whoever came lately, some others.
 
 A poll of ten thousand ready connections costs milliseconds, and serving them all costs seconds, which everyone who asks
 for the health would wait. So what is ready is remembered and taken in small turns, and before each turn a second, small
