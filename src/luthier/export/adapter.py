@@ -29,6 +29,7 @@ class Adapter:
         from luthier.adapted import load
         from luthier.export.card import model_card
         from luthier.export.certificate import certify, logits_of_adapted, reference
+        from luthier.export.readers import for_older_readers
 
         if export.dtype != "float32":
             raise ModelError(
@@ -42,6 +43,7 @@ class Adapter:
         for path in inner.iterdir():
             path.rename(folder / path.name)
         inner.rmdir()
+        for_older_readers(folder)
         (folder / "README.md").write_text(model_card(export, "adapter"), "utf-8")
         again = load(folder, base=str(adapted.base.path), device=str(adapted.device), dtype="float32")
         again.layout = reference(adapted).layout

@@ -68,6 +68,7 @@ def _beside(adapted: AdaptedModel, folder: Path, dtype: str) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from luthier.core.errors import ModelError
+    from luthier.export.readers import for_older_readers
 
     attached: Any = adapted.attached
     kind = getattr(attached, "written_type", None)
@@ -90,6 +91,7 @@ def _beside(adapted: AdaptedModel, folder: Path, dtype: str) -> dict[str, Any]:
         if path.suffix in (".safetensors", ".json") and path.name not in ("certificate.json", "training.json"):
             shutil.copyfile(path, folder / "model" / path.name)
     adapted.base.tokenizer.save_pretrained(folder / "model")
+    for_older_readers(folder / "model")
     return {"merged": "not possible: the base beside its virtual tokens"}
 
 

@@ -46,6 +46,10 @@ def chat_template(adapted: AdaptedModel) -> str | None:
 def make_it_speak(adapted: AdaptedModel, folder: Path, examples: Sequence[Example] = ()) -> dict[str, Any]:
     """Put template and stop tokens into a model folder, and count how often plain transformers builds the prompt
     with the very ids of training: {"template": {"prompts", "equal_ids"}}."""
+    from transformers import AutoTokenizer
+
+    from luthier.export.readers import older_tokenizer
+
     if adapted.task.has_head:
         return {}
     write_generation_config(adapted, folder)
@@ -55,10 +59,12 @@ def make_it_speak(adapted: AdaptedModel, folder: Path, examples: Sequence[Exampl
     source = chat_template(adapted)
     tokenizer.chat_template = source  # type: ignore[attr-defined]
     tokenizer.save_pretrained(folder)
+    older_tokenizer(folder / "tokenizer_config.json")
     if source is None:
         return {"template": {"prompts": 0, "equal_ids": 0, "note": "cannot be written as a chat template"}}
     asked = conversations(adapted, examples)
-    equal = sum(ids_by_template(tokenizer, turns) == adapted.prompt_ids(turns) for turns in asked)
+    written = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    equal = sum(ids_by_template(written, turns) == adapted.prompt_ids(turns) for turns in asked)
     return {"template": {"prompts": len(asked), "equal_ids": equal}}
 
 
