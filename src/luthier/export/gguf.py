@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,8 +33,18 @@ class Gguf:
         from luthier.export.card import model_card
 
         found = write_gguf(export, folder)
-        (folder / "README.md").write_text(model_card(export, "gguf", "`llama-cli -m model.gguf`"), "utf-8")
+        (folder / "README.md").write_text(model_card(export, "gguf", _told(found)), "utf-8")
         return found
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    from luthier.core.redact import visible
+
+    line, more = "`llama-cli -m model.gguf`", found["stop_ids"].get("not_held", ())
+    if not more:
+        return line
+    words = ", ".join(json.dumps(visible(one), ensure_ascii=False) for one in more)
+    return f"{line}\n\nGGUF holds three stop tokens. The run ends answers at {words} too: give those to the program."
 
 
 def write_gguf(export: Export, folder: Path) -> dict[str, Any]:
@@ -70,4 +81,16 @@ def write_gguf(export: Export, folder: Path) -> dict[str, Any]:
     back = gguf_llama.ReadBack(folder / FILE)
     words = {"way": vocabulary.way, "texts": vocabulary.compared, "equal_ids": vocabulary.compared}
     checked = "tensors and metadata read back; computed in float32, not in llama.cpp"
-    return {**how, "tokenizer": words, "checked": checked, **certify(adapted, back.logits, export.rows, export.dtype)}
+    how |= {"tokenizer": words, "checked": checked, "stop_ids": _stops(adapted, back.fields)}
+    return {**how, **certify(adapted, back.logits, export.rows, export.dtype)}
+
+
+def _stops(adapted: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of the run's stop tokens stand in the file, read back; the others by name, for `--reverse-prompt`."""
+    from luthier.export.gguf_llama import STOPS
+
+    keys = [f"tokenizer.ggml.{key}_token_id" for key in STOPS]
+    held = [int(fields[key]) for key in keys if key in fields]
+    left = [one for one in adapted.base.stop_ids if one not in held]
+    told = {"held": held}
+    return told if not left else {**told, "not_held": adapted.base.tokenizer.convert_ids_to_tokens(left)}
