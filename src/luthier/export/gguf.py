@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ def write_gguf(export: Export, folder: Path) -> dict[str, Any]:
     from luthier.export import gguf_llama, gguf_vocabulary
     from luthier.export.certificate import certify
     from luthier.export.fold import refuse_unmergeable, write_merged
-    from luthier.export.speaking import PROBES, chat_template, talks
+    from luthier.export.speaking import PROBES, chat_template, compared, gated, talks
 
     adapted: Any = export.adapted
     refuse_unmergeable(adapted)
@@ -68,13 +69,14 @@ def write_gguf(export: Export, folder: Path) -> dict[str, Any]:
     scratch = folder / ".merged"
     scratch.mkdir()
     how = write_merged(adapted, scratch, export.dtype, 1 << 30)
+    source = chat_template(adapted) if talks(adapted) else None
     facts = {
         "name": str(adapted.base.fingerprint.get("name")),
         "stop_ids": list(adapted.base.stop_ids),
         "pad_id": int(adapted.base.pad_id),
         "bos": tokenizer.bos_token_id,
         "begins_with_bos": begins_with_bos(tokenizer),
-        "chat_template": chat_template(adapted) if talks(adapted) else None,
+        "chat_template": source,
     }
     gguf_llama.write(scratch, folder / FILE, config, vocabulary, export.dtype, facts)
     shutil.rmtree(scratch)
@@ -82,7 +84,11 @@ def write_gguf(export: Export, folder: Path) -> dict[str, Any]:
     words = {"way": vocabulary.way, "texts": vocabulary.compared, "equal_ids": vocabulary.compared}
     checked = "tensors and metadata read back; computed in float32, not in llama.cpp"
     how |= {"tokenizer": words, "checked": checked, "stop_ids": _stops(adapted, back.fields)}
-    return {**how, **certify(adapted, back.logits, export.rows, export.dtype)}
+    if source is not None:
+        spoken = copy.deepcopy(tokenizer)
+        spoken.chat_template = source
+        how |= compared(adapted, spoken, export.examples)
+    return gated({**how, **certify(adapted, lambda ids, _: back.logits(ids), export.rows, export.dtype)})
 
 
 def _stops(adapted: Any, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Vllm:
         from luthier.export.card import model_card
         from luthier.export.certificate import certify_folder
         from luthier.export.fold import refuse_unmergeable, size_bytes, write_merged
-        from luthier.export.speaking import make_it_speak
+        from luthier.export.speaking import gated, make_it_speak
 
         adapted: Any = export.adapted
         refuse_unmergeable(adapted)
@@ -56,7 +56,8 @@ class Vllm:
         (folder / "launch.json").write_text(json.dumps({"command": command}, indent=2) + "\n", "utf-8")
         told = f"Inside this folder:\n\n```bash\n{line}\n```\n\n{GREEDY}"
         (folder / "README.md").write_text(model_card(export, "vllm", told), "utf-8")
-        return {**how, **spoken, "launch": line, **certify_folder(adapted, folder, export.rows, export.dtype)}
+        found = certify_folder(adapted, folder, export.rows, export.dtype)
+        return gated({**how, **spoken, "launch": line, **found})
 
 
 def launch_command(name: str, dtype: str, window: int) -> list[str]:
