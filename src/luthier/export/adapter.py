@@ -45,6 +45,7 @@ class Adapter:
         inner.rmdir()
         for_older_readers(folder)
         (folder / "README.md").write_text(model_card(export, "adapter"), "utf-8")
-        again = load(folder, base=str(adapted.base.path), device=str(adapted.device), dtype="float32")
+        same: dict[str, Any] = {"device": str(adapted.device), "dtype": "float32", "quantize": "none"}
+        again = load(folder, base=str(adapted.base.path), **same)  # as the reference is, whatever training saw
         again.layout = reference(adapted).layout
         return certify(adapted, logits_of_adapted(again), export.rows, "float32")
