@@ -172,3 +172,33 @@ def test_virtual_tokens_of_an_encoder_decoder_are_refused(tmp_path):
     adapted = made({"name": "prompt", "length": 3}, path=folder("t5"), template="plain")
     with pytest.raises(ModelError, match="cannot be bundled"):
         export(adapted, rows_for(adapted), tmp_path / "out", "bundle")
+
+
+COUNTING = (
+    "{{ bos_token }}{% if messages|length > 2 %}<|pad|>{% endif %}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}<|end|>"
+    "{% else %}<|user|>{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def bundled(folder):
+    from luthier.export.bundle import _script
+
+    return _script(folder / "answer.py").Bundle(folder)
+
+
+def test_documents_and_templates_that_look_at_the_whole_conversation(tmp_path):
+    """Neither has a constant text around its turns; the script asks as training does all the same."""
+    goes_on = made(LORA, "language_model")
+    found = export(goes_on, rows_for(goes_on), tmp_path / "text", "bundle")
+    assert found["prompts"] == {"compared": 4, "equal_ids": 4}
+    counts = made(LORA, template={"name": "chat", "source": COUNTING})
+    found = export(counts, rows_for(counts), tmp_path / "chat", "bundle")
+    assert json.loads((tmp_path / "chat" / "prompt.json").read_text("utf-8"))["shape"] is None
+    assert found["template"] == {"prompts": 6, "equal_ids": 6}
+    talk = [("user", "Hi"), ("assistant", "Yes"), ("user", "And now?")]
+    messages = [{"role": role, "content": text} for role, text in talk]
+    ids = bundled(tmp_path / "chat").prompt_ids(messages)
+    assert ids == counts.prompt_ids([Turn(*one) for one in talk])
+    assert ids[:2] == [1, 0]
