@@ -29,6 +29,7 @@ class Adapter:
         from luthier.adapted import load
         from luthier.export.card import model_card
         from luthier.export.certificate import certify, logits_of_adapted, reference
+        from luthier.export.readers import for_older_readers
 
         if export.dtype != "float32":
             raise ModelError(
@@ -42,7 +43,9 @@ class Adapter:
         for path in inner.iterdir():
             path.rename(folder / path.name)
         inner.rmdir()
+        for_older_readers(folder)
         (folder / "README.md").write_text(model_card(export, "adapter"), "utf-8")
-        again = load(folder, base=str(adapted.base.path), device=str(adapted.device), dtype="float32")
+        same: dict[str, Any] = {"device": str(adapted.device), "dtype": "float32", "quantize": "none"}
+        again = load(folder, base=str(adapted.base.path), **same)  # as the reference is, whatever training saw
         again.layout = reference(adapted).layout
         return certify(adapted, logits_of_adapted(again), export.rows, "float32")

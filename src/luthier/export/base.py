@@ -30,6 +30,8 @@ class Export:
     """metrics, health, data manifest, recipe of the run, where there is one."""
     examples: Sequence[Example] = ()
     """The held-out examples, for prompts that are compared id by id."""
+    trained_on: Mapping[str, Any] | None = None
+    """Of a run on a quantised base whose export is made on the unquantised one: what training saw, in figures."""
 
 
 def publish(target: Path, fill: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
@@ -60,10 +62,12 @@ def identity(export: Export, kind: str) -> dict[str, Any]:
     """What a certificate says about where the artefact came from. `adapters`: what must not be merged in again."""
     from luthier.export.fold import adapter_digest, merged_before
 
+    seen = {"trained_on": dict(export.trained_on)} if export.trained_on else {}
     return {
         "kind": kind,
         "base": export.adapted.base.fingerprint,
         "method": export.adapted.method,
         "adapters": [*merged_before(export.adapted.base.path), adapter_digest(export.adapted)],
         "versions": {name: version(name) for name in ("luthier", "torch", "transformers")},
+        **seen,
     }

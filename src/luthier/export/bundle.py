@@ -36,10 +36,11 @@ class Bundle:
 
     def fill(self, export: Export, folder: Path) -> Mapping[str, Any]:
         """Certified through the bundle's own script, which knows nothing of luthier."""
+        from luthier.export.asking import prompt_facts, prompts
         from luthier.export.card import model_card
         from luthier.export.certificate import certify
         from luthier.export.fold import size_bytes, write_merged
-        from luthier.export.speaking import make_it_speak
+        from luthier.export.speaking import gated, make_it_speak
 
         adapted: Any = export.adapted
         model = folder / "model"
@@ -49,18 +50,21 @@ class Bundle:
         else:
             made = _beside(adapted, folder, export.dtype)
         made |= make_it_speak(adapted, model, export.examples)
-        (folder / "prompt.json").write_text(json.dumps(_prompt(adapted, export.dtype), indent=1) + "\n", "utf-8")
+        template = made.get("template") or {}
+        templated = 0 < template.get("prompts", 0) == template.get("equal_ids")
+        facts = prompt_facts(adapted, export.dtype, templated)
+        (folder / "prompt.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
         source = Path(__file__).parent / "bundled" / "answer.py"
         shutil.copyfile(source, folder / "answer.py")
-        needs = ("torch", "transformers", "safetensors", *(("jinja2",) if not adapted.task.has_head else ()))
+        needs = ("torch", "transformers", "safetensors", *(("jinja2",) if not adapted.labels else ()))
         (folder / "requirements.txt").write_text("".join(f"{n}=={version(n).split('+')[0]}\n" for n in needs), "utf-8")
         (folder / "README.md").write_text(model_card(export, "bundle", _loading(adapted)), "utf-8")
         opened = _script(folder / "answer.py").Bundle(folder)
-        equal = [opened.prompt_ids(messages) == ids for messages, ids in _prompts(export)]
-        found = certify(adapted, lambda ids: opened.logits(list(ids)), export.rows, export.dtype)
+        equal = [opened.prompt_ids(messages) == ids for messages, ids in prompts(export)]
+        found = certify(adapted, lambda ids, prompt: opened.logits(list(ids), prompt), export.rows, export.dtype)
         if equal and not all(equal):
             found |= {"passed": False, "reason": f"{equal.count(False)} of {len(equal)} prompts have other ids"}
-        return {**made, **found, "prompts": {"compared": len(equal), "equal_ids": sum(equal)}}
+        return gated({**made, **found, "prompts": {"compared": len(equal), "equal_ids": sum(equal)}})
 
 
 def _beside(adapted: AdaptedModel, folder: Path, dtype: str) -> dict[str, Any]:
@@ -68,10 +72,12 @@ def _beside(adapted: AdaptedModel, folder: Path, dtype: str) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from luthier.core.errors import ModelError
+    from luthier.export.readers import for_older_readers
 
     attached: Any = adapted.attached
     kind = getattr(attached, "written_type", None)
-    if kind not in FLAT or adapted.task.has_head or attached.inplace.trained:
+    one_sided = adapted.base.kind != "encoder_decoder"
+    if kind not in FLAT or adapted.task.has_head or attached.inplace.trained or not one_sided:
         raise ModelError(
             f"{adapted.method['name']} cannot be bundled: it has no weights to merge, and transformers alone "
             "cannot run it",
@@ -90,6 +96,7 @@ def _beside(adapted: AdaptedModel, folder: Path, dtype: str) -> dict[str, Any]:
         if path.suffix in (".safetensors", ".json") and path.name not in ("certificate.json", "training.json"):
             shutil.copyfile(path, folder / "model" / path.name)
     adapted.base.tokenizer.save_pretrained(folder / "model")
+    for_older_readers(folder / "model")
     return {"merged": "not possible: the base beside its virtual tokens"}
 
 
@@ -97,38 +104,6 @@ def _flag(kind: str) -> Any:
     import torch
 
     return torch.tensor(0 if kind == "PREFIX_TUNING" else 1, dtype=torch.int64)
-
-
-def _prompt(adapted: AdaptedModel, dtype: str) -> dict[str, Any]:
-    """The template as token ids around the texts."""
-    from luthier.data.templates.base import ANCHOR
-    from luthier.export import shape
-    from luthier.export.speaking import talks
-
-    common = {"dtype": dtype, "labels": list(adapted.labels), "stop_ids": list(adapted.base.stop_ids), "anchor": ANCHOR}
-    found = shape.of_ids(adapted.template, adapted.base.tokenizer) if talks(adapted) else None
-    if found is None:
-        return {**common, "shape": None}
-    around = {role: [list(before), list(after)] for role, (before, after) in found.around.items()}
-    made = {"start": list(found.start), "default": list(found.default), "around": around}
-    return {**common, "shape": {**made, "opening": list(found.opening)}}
-
-
-def _prompts(export: Export) -> list[tuple[list[dict[str, str]], list[int]]]:
-    """Conversations with the ids that training gave them, where the bundle builds prompts itself."""
-    from luthier.data.templates.base import joined
-    from luthier.export import shape
-    from luthier.export.speaking import conversations, talks
-
-    adapted = export.adapted
-    if not talks(adapted):
-        return []
-    found = shape.of_ids(adapted.template, adapted.base.tokenizer)
-    made = []
-    for turns in conversations(adapted, export.examples) if found else ():
-        if all(turn.role in found.around and not turn.context for turn in turns):  # type: ignore[union-attr]
-            made.append(([{"role": t.role, "content": joined(t)} for t in turns], adapted.prompt_ids(turns)))
-    return made
 
 
 def _script(path: Path) -> Any:
@@ -143,7 +118,9 @@ def _script(path: Path) -> Any:
 
 
 def _loading(adapted: AdaptedModel) -> str:
-    word = "label of" if adapted.task.has_head else "answer to"
+    word = "answer to"
+    if adapted.labels:
+        word = {"regression": "value of", "multi": "labels of"}.get(adapted.problem, "label of")
     lines = [
         f"Prints the {word} a text; needs what requirements.txt names, and no network:",
         "",
@@ -153,6 +130,8 @@ def _loading(adapted: AdaptedModel) -> str:
         "```",
     ]
     if adapted.attached.can_merge:
-        loader = "AutoModelForSequenceClassification" if adapted.task.has_head else "AutoModelForCausalLM"
-        lines += ["", f'`model/` is an ordinary model folder: `{loader}.from_pretrained("model")`.']
+        from luthier.export.certificate import loader_name
+
+        name = loader_name(adapted)
+        lines += ["", f'`model/` is an ordinary model folder: `{name}.from_pretrained("model")`.']
     return "\n".join(lines)

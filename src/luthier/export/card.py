@@ -41,6 +41,7 @@ def model_card(export: Export, kind: str, loading: str = "") -> str:
     lines += _data(facts.get("manifest") or {}) + _metrics(facts.get("metrics") or {}) + _health(facts)
     lines += ["", "## Is it the trained model?", ""]
     lines += ["`certificate.json` compares this folder with the model of the run, on held-out rows."]
+    lines += _trained_on(export.trained_on or {})
     lines += _sizes(facts)
     lines += ["", "## Loading", "", loading or _loading(export, kind), ""]
     return redact("\n".join(lines))
@@ -103,6 +104,22 @@ def _health(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _trained_on(seen: Mapping[str, Any]) -> list[str]:
+    if not seen:
+        return []
+    found = seen["difference_to_the_quantised_model"]
+    told = (
+        f"Training saw the base quantised ({_cell(seen['quantize'])}); this artefact is merged into the unquantised "
+        "base, and the certificate compares it with the adapter on that base."
+    )
+    figures = (
+        f"The two differ by at most {_number(found.get('max_logit_difference'))} (mean "
+        f"{_number(found.get('mean_logit_difference'))}) in their logits, and agree in "
+        f"{_number(100 * found.get('top1_agreement', 0))} % of the greedy next tokens."
+    )
+    return ["", told, *([figures] if "top1_agreement" in found else [])]
+
+
 def _sizes(facts: Mapping[str, Any]) -> list[str]:
     sizes = facts.get("sizes") or {}
     if not sizes.get("base") or not sizes.get("adapter"):
@@ -114,7 +131,9 @@ def _sizes(facts: Mapping[str, Any]) -> list[str]:
 
 def _loading(export: Export, kind: str) -> str:
     if kind == "merged":
-        loader = "AutoModelForSequenceClassification" if export.adapted.task.has_head else "AutoModelForCausalLM"
+        from luthier.export.certificate import loader_name
+
+        loader = loader_name(export.adapted)
         return _code(
             f"from transformers import AutoTokenizer, {loader}",
             f'model = {loader}.from_pretrained("THIS FOLDER", dtype="{export.dtype}")',

@@ -73,6 +73,8 @@ def refuse_unmergeable(adapted: AdaptedModel) -> None:
 
 def write_merged(adapted: AdaptedModel, folder: Path, dtype: str, shard: int) -> dict[str, Any]:
     """Write config, weights and tokenizer of the merged model. Returns how it was done."""
+    from luthier.export.readers import for_older_readers
+
     refuse_unmergeable(adapted)
     if dtype not in DTYPES:
         raise ModelError(f"no dtype {dtype!r}", where="dtype", remedy=" | ".join(DTYPES))
@@ -86,6 +88,7 @@ def write_merged(adapted: AdaptedModel, folder: Path, dtype: str, shard: int) ->
         how = {"merged": "shard by shard", **_write_shards(attached, plan, folder, kind, shard)}
         _write_config(adapted, folder, dtype)
     adapted.base.tokenizer.save_pretrained(folder)
+    for_older_readers(folder)
     return how
 
 

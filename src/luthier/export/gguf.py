@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,8 +34,18 @@ class Gguf:
         from luthier.export.card import model_card
 
         found = write_gguf(export, folder)
-        (folder / "README.md").write_text(model_card(export, "gguf", "`llama-cli -m model.gguf`"), "utf-8")
+        (folder / "README.md").write_text(model_card(export, "gguf", _told(found)), "utf-8")
         return found
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    from luthier.core.redact import visible
+
+    line, more = "`llama-cli -m model.gguf`", found["stop_ids"].get("not_held", ())
+    if not more:
+        return line
+    words = ", ".join(json.dumps(visible(one), ensure_ascii=False) for one in more)
+    return f"{line}\n\nGGUF holds three stop tokens. The run ends answers at {words} too: give those to the program."
 
 
 def write_gguf(export: Export, folder: Path) -> dict[str, Any]:
@@ -42,7 +54,7 @@ def write_gguf(export: Export, folder: Path) -> dict[str, Any]:
     from luthier.export import gguf_llama, gguf_vocabulary
     from luthier.export.certificate import certify
     from luthier.export.fold import refuse_unmergeable, write_merged
-    from luthier.export.speaking import PROBES, chat_template, talks
+    from luthier.export.speaking import PROBES, chat_template, compared, gated, talks
 
     adapted: Any = export.adapted
     refuse_unmergeable(adapted)
@@ -57,17 +69,34 @@ def write_gguf(export: Export, folder: Path) -> dict[str, Any]:
     scratch = folder / ".merged"
     scratch.mkdir()
     how = write_merged(adapted, scratch, export.dtype, 1 << 30)
+    source = chat_template(adapted) if talks(adapted) else None
     facts = {
         "name": str(adapted.base.fingerprint.get("name")),
         "stop_ids": list(adapted.base.stop_ids),
         "pad_id": int(adapted.base.pad_id),
         "bos": tokenizer.bos_token_id,
         "begins_with_bos": begins_with_bos(tokenizer),
-        "chat_template": chat_template(adapted) if talks(adapted) else None,
+        "chat_template": source,
     }
     gguf_llama.write(scratch, folder / FILE, config, vocabulary, export.dtype, facts)
     shutil.rmtree(scratch)
     back = gguf_llama.ReadBack(folder / FILE)
     words = {"way": vocabulary.way, "texts": vocabulary.compared, "equal_ids": vocabulary.compared}
     checked = "tensors and metadata read back; computed in float32, not in llama.cpp"
-    return {**how, "tokenizer": words, "checked": checked, **certify(adapted, back.logits, export.rows, export.dtype)}
+    how |= {"tokenizer": words, "checked": checked, "stop_ids": _stops(adapted, back.fields)}
+    if source is not None:
+        spoken = copy.deepcopy(tokenizer)
+        spoken.chat_template = source
+        how |= compared(adapted, spoken, export.examples)
+    return gated({**how, **certify(adapted, lambda ids, _: back.logits(ids), export.rows, export.dtype)})
+
+
+def _stops(adapted: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of the run's stop tokens stand in the file, read back; the others by name, for `--reverse-prompt`."""
+    from luthier.export.gguf_llama import STOPS
+
+    keys = [f"tokenizer.ggml.{key}_token_id" for key in STOPS]
+    held = [int(fields[key]) for key in keys if key in fields]
+    left = [one for one in adapted.base.stop_ids if one not in held]
+    told = {"held": held}
+    return told if not left else {**told, "not_held": adapted.base.tokenizer.convert_ids_to_tokens(left)}

@@ -29,6 +29,8 @@ LAYER = {
     "post_attention_layernorm": "ffn_norm",
 }
 TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+STOPS = ("eos", "eot", "eom")
+"""The tokens at which llama.cpp ends an answer, as GGUF names them: end of sequence, of turn, of message."""
 FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}
 
 
@@ -132,10 +134,8 @@ def _metadata(gguf: Any, out: Any, config: Any, vocabulary: Vocabulary, dtype: s
     out.add_token_list(vocabulary.tokens)
     out.add_token_types(vocabulary.types)
     out.add_token_merges(vocabulary.merges)
-    stops = facts["stop_ids"]
-    out.add_eos_token_id(stops[0])
-    if len(stops) > 1:
-        out.add_eot_token_id(stops[1])
+    for key, stop in zip(STOPS, facts["stop_ids"], strict=False):
+        getattr(out, f"add_{key}_token_id")(stop)
     out.add_pad_token_id(facts["pad_id"])
     if facts["bos"] is not None:
         out.add_bos_token_id(facts["bos"])

@@ -31,9 +31,9 @@ class Merged:
         from luthier.export.card import model_card
         from luthier.export.certificate import certify_folder
         from luthier.export.fold import size_bytes, write_merged
-        from luthier.export.speaking import make_it_speak
+        from luthier.export.speaking import gated, make_it_speak
 
         how = write_merged(export.adapted, folder, export.dtype, size_bytes(self.params.shard))
         spoken = make_it_speak(export.adapted, folder, export.examples)
         (folder / "README.md").write_text(model_card(export, "merged"), "utf-8")
-        return {**how, **spoken, **certify_folder(export.adapted, folder, export.rows, export.dtype)}
+        return gated({**how, **spoken, **certify_folder(export.adapted, folder, export.rows, export.dtype)})

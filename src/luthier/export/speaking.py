@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,10 @@ def chat_template(adapted: AdaptedModel) -> str | None:
 def make_it_speak(adapted: AdaptedModel, folder: Path, examples: Sequence[Example] = ()) -> dict[str, Any]:
     """Put template and stop tokens into a model folder, and count how often plain transformers builds the prompt
     with the very ids of training: {"template": {"prompts", "equal_ids"}}."""
+    from transformers import AutoTokenizer
+
+    from luthier.export.readers import older_tokenizer
+
     if adapted.task.has_head:
         return {}
     write_generation_config(adapted, folder)
@@ -55,11 +59,40 @@ def make_it_speak(adapted: AdaptedModel, folder: Path, examples: Sequence[Exampl
     source = chat_template(adapted)
     tokenizer.chat_template = source  # type: ignore[attr-defined]
     tokenizer.save_pretrained(folder)
+    older_tokenizer(folder / "tokenizer_config.json")
     if source is None:
         return {"template": {"prompts": 0, "equal_ids": 0, "note": "cannot be written as a chat template"}}
-    asked = conversations(adapted, examples)
-    equal = sum(ids_by_template(tokenizer, turns) == adapted.prompt_ids(turns) for turns in asked)
-    return {"template": {"prompts": len(asked), "equal_ids": equal}}
+    written = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return compared(adapted, written, examples)
+
+
+def compared(adapted: AdaptedModel, tokenizer: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """How many prompts this tokenizer's chat template builds as training did: {"template": {"prompts", "equal_ids"}}.
+
+    Apart from them (`others`): prompts with material beside the instruction, which a message has no place for, and
+    texts that hold a control token's name, which transformers' chat templates cannot keep a text.
+    """
+    names = set(tokenizer.all_special_tokens) | {str(token) for token in getattr(tokenizer, "extra_special_tokens", ())}
+    counts = {True: [0, 0], False: [0, 0]}
+    for turns in conversations(adapted, examples):
+        plain = not any(turn.context or any(name in turn.text for name in names) for turn in turns)
+        counts[plain][0] += 1
+        counts[plain][1] += ids_by_template(tokenizer, turns) == adapted.prompt_ids(turns)
+    made: dict[str, Any] = dict(zip(("prompts", "equal_ids"), counts[True], strict=True))
+    if counts[False][0]:
+        made["others"] = dict(zip(("prompts", "equal_ids"), counts[False], strict=True))
+    return {"template": made}
+
+
+def gated(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A certificate that does not pass where a prompt was built with other ids than in training."""
+    made = dict(found)
+    template = made.get("template") or {}
+    others = template.get("prompts", 0) - template.get("equal_ids", 0)
+    if others:
+        told = f"{others} of {template['prompts']} prompts have other ids through the chat template"
+        made |= {"passed": False, "reason": "; ".join(filter(None, [made.get("reason"), told]))}
+    return made
 
 
 def conversations(adapted: AdaptedModel, examples: Sequence[Example]) -> list[tuple[Turn, ...]]:
@@ -79,11 +112,16 @@ def conversations(adapted: AdaptedModel, examples: Sequence[Example]) -> list[tu
 
 
 def ids_by_template(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
-    """What apply_chat_template makes of a conversation."""
+    """What apply_chat_template makes of a conversation; nothing where it refuses it."""
+    from jinja2 import TemplateError
+
     from luthier.data.templates.base import joined
 
     messages = [{"role": turn.role, "content": joined(turn)} for turn in turns]
-    made = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    try:
+        made = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except TemplateError:
+        return []
     return [int(token) for token in made]
 
 

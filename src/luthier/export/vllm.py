@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ ARCHITECTURES = frozenset(
 ) | {"GPT2LMHeadModel", "GPTNeoXForCausalLM", "FalconForCausalLM", "BloomForCausalLM", "MPTForCausalLM"}
 HEAD_SIZES = (32, 64, 80, 96, 112, 120, 128, 192, 256)
 """Head widths that vLLM's attention kernels have."""
+GREEDY = "Answers are greedy, as they were measured, unless a request names its own temperature."
 
 
 @EXPORTERS.register("vllm")
@@ -42,25 +44,29 @@ class Vllm:
         from luthier.export.card import model_card
         from luthier.export.certificate import certify_folder
         from luthier.export.fold import refuse_unmergeable, size_bytes, write_merged
-        from luthier.export.speaking import make_it_speak
+        from luthier.export.speaking import gated, make_it_speak
 
         adapted: Any = export.adapted
         refuse_unmergeable(adapted)
         _refuse(adapted)
         how = write_merged(adapted, folder, export.dtype, size_bytes(self.params.shard))
         spoken = make_it_speak(adapted, folder, export.examples)
-        line = launch_line(self.params.name, export.dtype, int(adapted.base.anatomy.window))
-        (folder / "launch.json").write_text(json.dumps({"command": line.split(" ")}, indent=2) + "\n", "utf-8")
-        told = f"Inside this folder:\n\n```bash\n{line}\n```"
+        command = launch_command(self.params.name, export.dtype, int(adapted.base.anatomy.window))
+        line = shlex.join(command)
+        (folder / "launch.json").write_text(json.dumps({"command": command}, indent=2) + "\n", "utf-8")
+        told = f"Inside this folder:\n\n```bash\n{line}\n```\n\n{GREEDY}"
         (folder / "README.md").write_text(model_card(export, "vllm", told), "utf-8")
-        return {**how, **spoken, "launch": line, **certify_folder(adapted, folder, export.rows, export.dtype)}
+        found = certify_folder(adapted, folder, export.rows, export.dtype)
+        return gated({**how, **spoken, "launch": line, **found})
 
 
-def launch_line(name: str, dtype: str, window: int) -> str:
-    """Template, stop tokens and greedy defaults come from the folder."""
+def launch_command(name: str, dtype: str, window: int) -> list[str]:
+    """Template and stop tokens come from the folder. Greedy does not: vLLM takes a temperature from
+    generation_config.json, ignores its `do_sample`, and samples at 1.0 where neither folder nor request names one."""
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ModelError(f"{name!r} is no model name", where="name", remedy="letters, digits, - _ .")
-    return f"vllm serve . --served-model-name {name} --dtype {dtype} --max-model-len {window} --generation-config ."
+    where = ["vllm", "serve", ".", "--served-model-name", name, "--dtype", dtype, "--max-model-len", str(window)]
+    return [*where, "--generation-config", ".", "--override-generation-config", '{"temperature": 0}']
 
 
 def _refuse(adapted: Any) -> None:

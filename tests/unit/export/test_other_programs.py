@@ -1,6 +1,8 @@
 """GGUF read back, Modelfile, launch line; what they cannot take is refused by name."""
 
+import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -43,6 +45,26 @@ def test_gguf(tuned, dtype, tmp_path):
         assert found["greedy"]["identical"] == 4
     else:
         assert found["top1_agreement"] >= 0.99
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_gguf_keeps_every_stop_token_it_can_hold(count, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    adapted = made(LORA)
+    adapted.base = dataclasses.replace(adapted.base, stop_ids=(2, 3, 4, 300, 301)[:count])
+    found = export(adapted, rows_for(adapted), tmp_path / "out", "gguf")["stop_ids"]
+    reader = gguf.GGUFReader(str(tmp_path / "out" / "model.gguf"))
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    stored = [fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    assert stored == ([2, None, None] if count == 1 else [2, 3, 4])
+    assert found["held"] == [one for one in stored if one is not None]
+    card = (tmp_path / "out" / "README.md").read_text()
+    if count == 5:
+        assert found["not_held"] == adapted.base.tokenizer.convert_ids_to_tokens([300, 301])
+        assert "three stop tokens" in card
+    else:
+        assert "not_held" not in found
+        assert "stop tokens" not in card
 
 
 def test_gguf_names_what_it_cannot_hold(tmp_path):
@@ -106,7 +128,12 @@ def test_vllm(tuned, tmp_path):
     found = export(tuned, rows_for(tuned), tmp_path / "out", "vllm", "bfloat16")
     assert found["launch"] == (
         "vllm serve . --served-model-name tuned --dtype bfloat16 --max-model-len 512 --generation-config ."
+        " --override-generation-config '{\"temperature\": 0}'"
     )
+    command = json.loads((tmp_path / "out" / "launch.json").read_text())["command"]
+    assert command == shlex.split(found["launch"])
+    assert json.loads(command[-1]) == {"temperature": 0}
+    assert f"```bash\n{found['launch']}\n```" in (tmp_path / "out" / "README.md").read_text()
     stop = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
     assert stop == list(tuned.base.stop_ids)
     from transformers import AutoTokenizer

@@ -214,7 +214,7 @@ class Tuned(Adaptation):
             raise CannotMerge(
                 "the base is quantised: merging would round the adapter away",
                 where="merge",
-                remedy="merge into the unquantised base, then quantise",
+                remedy="load it with quantize: none, or `luthier export`, which merges into the unquantised base",
             )
 
     def _fold(self) -> None:
