@@ -39,6 +39,8 @@ def command(
     def said(kind: str, **fields: object) -> None:
         if fields["one_by_one"]:
             err().print(Text(f"answers are made one by one: {fields['one_by_one']}"))
+        if loaded.kind == "encoder":
+            err().print(Text("an encoder gives labels, not text: ask POST /v1/classify"))
         models = ", ".join(str(name) for name in fields["models"])  # type: ignore[attr-defined]
         err().print(Text(f"serving {models} on http://{fields['host']}:{fields['port']}/v1  (ctrl-C ends)"))
 

@@ -102,6 +102,9 @@ def open_adapter(name: str, folder: str | Path, base: Base, implementation: str 
     """Load an adapter onto a tree of its own. ModelError when it is not for this base or does nothing."""
     place = adapter_folder(folder)
     check_adapter_folder(place)
+    if base.kind == "encoder" and not is_classifier(place):
+        what = f"{name} has no head, and an encoder answers in labels only"
+        raise ModelError(what, where=str(folder), remedy="serve runs with `task: classify`")
     own = _with_head(place, base) if is_classifier(place) else share(base, _rewritten(place, base), implementation)
     adapted = load_onto(place, own)
     if own.context != base.context:

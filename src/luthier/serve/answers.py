@@ -52,13 +52,19 @@ class Job:
         return len(self.prompts) * self.body.n
 
 
+def _speaking(server: Server, name: str) -> Served:
+    """The model of that name; ApiError for one that gives labels and no text."""
+    served = server.registry.get(name)
+    if served.base.kind == "encoder" or (served.adapted is not None and served.adapted.task.has_head):
+        raise ApiError(400, f"{name} gives labels, not text; use /v1/classify", "wrong_endpoint", "model")
+    return served
+
+
 def chat_job(server: Server, body: Chat) -> Job:
     """Messages through the template of the model that is asked."""
-    served = server.registry.get(body.model)
+    served = _speaking(server, body.model)
     roles = {"developer": "system"}
     turns = tuple(Turn(roles.get(m.role, m.role), m.text) for m in body.messages)
-    if served.adapted is not None and served.adapted.task.has_head:
-        raise ApiError(400, f"{body.model} classifies; use /v1/classify", "wrong_endpoint", "model")
     ids = _prompt_ids(_template(server, served), turns, served.base.tokenizer)
     wanted = body.top_logprobs if body.logprobs else -1
     limits = [_limit(server, served, ids, body.limit)]
@@ -80,9 +86,7 @@ def completion_job(server: Server, body: Completion) -> Job:
     """Plain text or token ids, without any template."""
     from luthier.data.templates.base import begins_with_bos, tokenize
 
-    served = server.registry.get(body.model)
-    if served.adapted is not None and served.adapted.task.has_head:
-        raise ApiError(400, f"{body.model} classifies; use /v1/classify", "wrong_endpoint", "model")
+    served = _speaking(server, body.model)
     tokenizer = served.base.tokenizer
     given = body.prompt
     if isinstance(given, list) and given and isinstance(given[0], int):
