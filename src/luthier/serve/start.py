@@ -42,7 +42,7 @@ def named(runs: Sequence[str]) -> dict[str, Path]:
 
 
 def open_base(path: str | None, adapters: dict[str, Path], threads: int | None = None) -> Base:
-    """The named base, else that of the first adapter; with the first adapter's window plan."""
+    """The named base, else that of the first adapter; with its window plan, and packed as it was in its training."""
     import psutil
     import torch
 
@@ -55,7 +55,8 @@ def open_base(path: str | None, adapters: dict[str, Path], threads: int | None =
     known = next((card["base"]["path"] for card in cards if card.get("base")), None)
     if path is None and known is None:
         raise RecipeError("nothing says which base to serve", where="--base", remedy="--base MODEL, or name a run")
-    settings = ModelSettings(path=str(path or known))
+    packed = next((card["base"].get("quantize", "none") for card in cards if card.get("base")), "none")
+    settings = ModelSettings(path=str(path or known), quantize=packed)
     if not _is_encoder(settings.path):
         return load_base(settings, context=context)
     # Many encoders can be built with a head only. Each run brings its own and takes the layers of this one.
