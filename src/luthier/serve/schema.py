@@ -100,33 +100,44 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 }
 
 
+def _nullable(schema: dict[str, Any]) -> None:
+    """The schema says of every field that may be left out that it may be null as well."""
+    required = schema.get("required", ())
+    for name, field in schema.get("properties", {}).items():
+        kinds = field.get("anyOf") or [{key: value for key, value in field.items() if key not in ("default", "title")}]
+        if name in required or {"type": "null"} in kinds:
+            continue
+        kept = {key: value for key, value in field.items() if key in ("default", "title")}
+        schema["properties"][name] = {"anyOf": [*kinds, {"type": "null"}], **kept}
+
+
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    """JSON null is a field that was not given: OpenAI's client sends None as null."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra=_nullable)
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name in NOT_SERVED:
-                if values.get(name) not in (None, [], {}, "none"):
-                    raise ValueError(f"{name} is not served")
-        return values
+    def _given(cls, values: Any) -> Any:
+        return (
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        )
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(_Body):
     """`include_usage` adds a last chunk with the token counts."""
 
     include_usage: bool = False
 
 
-class Part(BaseModel):
+class Part(_Body):
     """One part of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(_Body):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -138,14 +149,14 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "".join(p.text for p in self.content or ())
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(_Body):
     """The schema of `response_format`; it is always kept to, `strict` or not."""
 
     name: str = Field("answer", max_length=200)
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(_Body):
     """Text, any JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -174,6 +185,15 @@ class Sampled(_Body):
     """Only 0 is served."""
     presence_penalty: Real = Field(0.0, ge=0, le=0)
     user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name in NOT_SERVED:
+                if values.get(name) not in (None, [], {}, "none"):
+                    raise ValueError(f"{name} is not served")
+        return values
 
     @property
     def stops(self) -> list[str]:
@@ -207,7 +227,7 @@ class Completion(Sampled):
     """POST /v1/completions"""
 
     prompt: str | list[str] | list[Annotated[int, Field(strict=True)]] = ""
-    max_tokens: Whole | None = Field(16, ge=1)
+    max_tokens: Whole = Field(16, ge=1)
     logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: Literal[False] = False
 
@@ -217,14 +237,14 @@ class Completion(Sampled):
         return self.max_tokens
 
 
-class Classify(BaseModel):
+class Classify(_Body):
     """POST /v1/classify"""
 
     model: str = Field(min_length=1, max_length=200)
     input: str | Annotated[list[str], Field(min_length=1, max_length=64)]
 
 
-class AdapterLoad(BaseModel):
+class AdapterLoad(_Body):
     """POST /v1/adapters: a name, and a folder under one of the roots given at start."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
