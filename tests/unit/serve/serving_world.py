@@ -53,9 +53,11 @@ def made(root, name, method, task="instruct", labels=(), number=0):
 
 
 @contextlib.contextmanager
-def running(base, folders, root=None, slots=8, stalled_after=30.0, build=None, way=attention.NAME, **limits):
+def running(
+    base, folders, root=None, slots=8, stalled_after=30.0, build=None, way=attention.NAME, name="base", **limits
+):
     """A server in a thread of this process, as `luthier serve` configures it; `.url` says where."""
-    registry = Registry(base, "base", (root,) if root else (), way)
+    registry = Registry(base, name, (root,) if root else (), way)
     for name, folder in folders.items():
         registry.load(name, folder)
     worker = Worker(build or (lambda: Engine(base, slots=slots)), stalled_after)
