@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -289,7 +290,7 @@ def test_fault_F10_every_route_asks_for_the_key(base, figure):
             for method, path in [*routes, ("GET", "/nothing"), ("GET", "/healthz/"), ("GET", "//healthz")]:
                 for value in wrong:
                     headers = {"Authorization": value} if value else {}
-                    code = client.request(method, path.format(name="x"), headers=headers).status_code
+                    code = client.request(method, re.sub(r"{.*?}", "x", path), headers=headers).status_code
                     right += 1
                     refused += code == (200 if path == "/healthz" and method == "GET" else 401) or (
                         path == "/healthz" and code == 405

@@ -35,6 +35,7 @@ def command(
     from luthier.cli.console import err, out
 
     adapted = load(run, base=base_model)
+    refuse_labels(adapted, run)
     who = "both" if both else "base" if base else "tuned"
     talk = Talk(adapted, who, max_new_tokens, temperature, seed, load, task=task)
     err().print("/help shows the commands, /quit ends")
@@ -49,6 +50,15 @@ def command(
             return
         for line in talk.say(words):
             out().print(line)
+
+
+def refuse_labels(adapted: Any, run: Path) -> None:
+    """ModelError, with the command that does it, for a run that gives labels."""
+    from luthier.core.errors import ModelError
+
+    if adapted.task.has_head:
+        remedy = f"`luthier serve {run}`, then POST /v1/classify"
+        raise ModelError("a classification run gives labels, not text", where=str(run), remedy=remedy)
 
 
 @dataclass
@@ -76,14 +86,19 @@ class Talk:
                 return [safe(line, "dim") for line in self._command(name, rest.strip())]
             except (LuthierError, OSError, ValueError) as error:
                 return [safe(error, "red")]
-        return self._ask(words)
+        try:
+            return self._ask(words)
+        except LuthierError as error:  # this question has no answer; the conversation is what it was
+            return [safe(error, "red")]
 
     def _command(self, name: str, rest: str) -> list[str]:
         if name in ("tuned", "base", "both"):
             self.who = name
             return [f"{name} answers"]
         if name == "adapter" and rest:
-            self.adapted = self.load(Path(rest), base=str(self.adapted.base.path))
+            found = self.load(Path(rest), base=str(self.adapted.base.path))
+            refuse_labels(found, Path(rest))
+            self.adapted, self.task = found, self.task if self.task in found.tasks else None
             return [f"now {rest}"]
         if name == "task" and rest:
             self.adapted.task_index(rest)
@@ -113,9 +128,10 @@ class Talk:
         if self.who in ("tuned", "both"):
             answers["tuned"] = self._answer(asked)
         kept = answers.get("tuned", answers.get("base", ""))
-        self.turns = [*asked, ("assistant", kept)]
+        if kept.strip():
+            self.turns = [*asked, ("assistant", kept)]
         if len(answers) == 1:
-            return [safe(kept)]
+            return [safe(kept) if kept.strip() else safe("(no answer; the question is not kept)", "dim")]
         return [side_by_side({name: safe(text) for name, text in answers.items()})]
 
     def _answer(self, asked: list[tuple[str, str]]) -> str:
@@ -123,9 +139,22 @@ class Talk:
 
         system = [Turn("system", self.system)] if self.system else []
         turns = [*system, *(Turn(role, text) for role, text in asked)]
+        self._refuse_full(turns)
         seed = self.seed + len(asked)
         options = {"temperature": self.temperature, "seed": seed, "task": self.task}
         return str(self.adapted.generate(turns, self.max_new_tokens, **options))
+
+    def _refuse_full(self, turns: list[Any]) -> None:
+        """ModelError where no token of an answer would fit the window."""
+        from luthier.core.errors import ModelError
+
+        window, virtual = self.adapted.base.anatomy.window, self.adapted.attached.virtual_tokens
+        asked = len(self.adapted.prompt_ids(turns))
+        if asked + virtual < window:
+            return
+        beside = f" and {virtual} virtual ones" if virtual else ""
+        what = f"the window of {window} tokens is full: the conversation has {asked}{beside}"
+        raise ModelError(what, remedy="/reset forgets it" if self.turns else "a shorter question")
 
     def _save(self, file: Path) -> str:
         import json

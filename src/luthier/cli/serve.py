@@ -22,6 +22,7 @@ def command(
     ] = None,
     slots: Annotated[int, typer.Option(min=1, max=256, help="Answers that are made at once.")] = 16,
     inflight: Annotated[int, typer.Option(min=1, help="Answers being made or waiting; 429 above it.")] = 64,
+    deadline: Annotated[float, typer.Option(min=1.0, help="Seconds that an answer may take; 504 after it.")] = 300.0,
     requests_per_minute: Annotated[int, typer.Option(min=0, help="For each key; 0: no limit.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads (default: physical cores).")] = None,
 ) -> None:
@@ -33,12 +34,15 @@ def command(
     from luthier.serve.start import named, open_base
 
     adapters = named(runs or [])
-    limits = Limits(inflight=inflight, keys=read_keys(api_key_file), per_minute=requests_per_minute)
+    keys = read_keys(api_key_file)
+    limits = Limits(inflight=inflight, deadline_s=deadline, per_minute=requests_per_minute, keys=keys)
     loaded = open_base(base, adapters, threads)
 
     def said(kind: str, **fields: object) -> None:
         if fields["one_by_one"]:
             err().print(Text(f"answers are made one by one: {fields['one_by_one']}"))
+        if loaded.kind == "encoder":
+            err().print(Text("an encoder gives labels, not text: ask POST /v1/classify"))
         models = ", ".join(str(name) for name in fields["models"])  # type: ignore[attr-defined]
         err().print(Text(f"serving {models} on http://{fields['host']}:{fields['port']}/v1  (ctrl-C ends)"))
 

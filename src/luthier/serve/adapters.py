@@ -21,6 +21,7 @@ from luthier.core.errors import ModelError
 from luthier.core.types import IGNORE, Row
 from luthier.engine.batch import from_rows
 from luthier.methods.modules.virtual_tokens import VirtualTokens
+from luthier.methods.targets import packing
 from luthier.models import anatomy
 from luthier.models.base import Base
 from luthier.models.gate import check_adapter_folder
@@ -91,17 +92,35 @@ def share(base: Base, own: frozenset[str] = frozenset(), implementation: str = a
     named = list(base.model.named_parameters(remove_duplicate=False))
     private = {id(tensor) for name, tensor in named if name in own}
     tensors = itertools.chain((tensor for _, tensor in named), base.model.buffers())
-    memo = {id(tensor): tensor for tensor in tensors if id(tensor) not in private}
+    memo = {id(tensor): tensor for tensor in (*tensors, *_eight_bits(base)) if id(tensor) not in private}
     model = copy.deepcopy(base.model, memo)
     model.eval().requires_grad_(False)
     model.set_attn_implementation(implementation)
     return replace(base, model=model, anatomy=anatomy.of(model))
 
 
+def _eight_bits(base: Base) -> list[Tensor]:
+    """Weights and scales of 8-bit layers. bitsandbytes moves them from the parameter into the layer at its first
+    forward; a copy made before that would find a parameter without scales."""
+    found: list[Tensor] = []
+    for module in base.model.modules():
+        layer: Any = module
+        if not hasattr(layer, "init_8bit_state"):
+            continue
+        if getattr(layer.weight, "CB", None) is not None:
+            layer.init_8bit_state()
+        found += [layer.state.CB, layer.state.SCB]
+    return found
+
+
 def open_adapter(name: str, folder: str | Path, base: Base, implementation: str = attention.NAME) -> Served:
     """Load an adapter onto a tree of its own. ModelError when it is not for this base or does nothing."""
     place = adapter_folder(folder)
     check_adapter_folder(place)
+    _refuse_other_packing(name, place, base)
+    if base.kind == "encoder" and not is_classifier(place):
+        what = f"{name} has no head, and an encoder answers in labels only"
+        raise ModelError(what, where=str(folder), remedy="serve runs with `task: classify`")
     own = _with_head(place, base) if is_classifier(place) else share(base, _rewritten(place, base), implementation)
     adapted = load_onto(place, own)
     if own.context != base.context:
@@ -113,6 +132,19 @@ def open_adapter(name: str, folder: str | Path, base: Base, implementation: str 
     served = Served(name, adapted, own, lora=_light(adapted), source=str(folder), labels=labels)
     _refuse_without_effect(served, plainly)
     return served
+
+
+def _refuse_other_packing(name: str, folder: Path, base: Base) -> None:
+    """Weights of four bits are others than those of sixteen: the answers would not be those of the run."""
+    trained = (read_card(folder).get("base") or {}).get("quantize", packing(base))
+    if trained != packing(base):
+        words = {"none": "an unpacked base"}
+        there, here = (words.get(kind, f"a base packed as {kind}") for kind in (trained, packing(base)))
+        raise ModelError(
+            f"{name} was trained on {there}, and the server holds {here}",
+            where=str(folder),
+            remedy="a server of its own for each",
+        )
 
 
 def is_classifier(folder: Path) -> bool:
@@ -134,7 +166,7 @@ def _with_head(folder: Path, base: Base) -> Base:
     """A classification model whose backbone is the served base's own tensors."""
     card = read_card(folder)
     dtype = str(next(base.model.parameters()).dtype).removeprefix("torch.")
-    settings = ModelSettings.model_validate({"path": str(base.path), "dtype": dtype})
+    settings = ModelSettings.model_validate({"path": str(base.path), "dtype": dtype, "quantize": packing(base)})
     labels, problem = tuple(card.get("labels", ())) or None, card.get("problem", "single")
     made = load_base(settings, task=card["task"]["name"], labels=labels, problem=problem, context=base.context or None)
     private = _rewritten(folder, made)

@@ -21,7 +21,7 @@ from luthier.core.types import Turn
 from luthier.serve.adapters import Served
 from luthier.serve.constrained import Grammar, grammar
 from luthier.serve.request import Request, Sampling, Token
-from luthier.serve.schema import ApiError, Chat, Completion, Sampled
+from luthier.serve.schema import ApiError, Chat, Completion, Sampled, ignored
 from luthier.serve.text import Stream
 
 if TYPE_CHECKING:
@@ -52,17 +52,36 @@ class Job:
         return len(self.prompts) * self.body.n
 
 
+def _speaking(server: Server, name: str) -> Served:
+    """The model of that name; ApiError for one that gives labels and no text."""
+    served = server.registry.get(name)
+    if served.base.kind == "encoder" or (served.adapted is not None and served.adapted.task.has_head):
+        raise ApiError(400, f"{name} gives labels, not text; use /v1/classify", "wrong_endpoint", "model")
+    return served
+
+
 def chat_job(server: Server, body: Chat) -> Job:
     """Messages through the template of the model that is asked."""
-    served = server.registry.get(body.model)
+    served = _speaking(server, body.model)
     roles = {"developer": "system"}
     turns = tuple(Turn(roles.get(m.role, m.role), m.text) for m in body.messages)
-    if served.adapted is not None and served.adapted.task.has_head:
-        raise ApiError(400, f"{body.model} classifies; use /v1/classify", "wrong_endpoint", "model")
-    ids = _prompt_ids(_template(server, served), turns, served.base.tokenizer)
+    template = _template(server, served)
+    if not _knows_tools(template, served.base.tokenizer):
+        at = next((str(at) for at, message in enumerate(body.messages) if message.role == "tool"), "")
+        if at:
+            what = "the template of this model has no place for results of tools"
+            raise ApiError(400, what, "invalid_messages", f"messages.{at}.role")
+    ids = _prompt_ids(template, turns, served.base.tokenizer)
     wanted = body.top_logprobs if body.logprobs else -1
     limits = [_limit(server, served, ids, body.limit)]
     return Job(served, [list(ids)], body, limits, True, wanted, grammar(served, body.response_format))
+
+
+def _knows_tools(template: Any, tokenizer: Any) -> bool:
+    """Whether results of tools have a form of their own: alpaca's `### Input`, a chat template that names the role."""
+    if template.name != "chat":
+        return bool(template.name == "alpaca")
+    return re.search(r"""['"]tool['"]""", template.bound(tokenizer).params.source) is not None
 
 
 def _prompt_ids(template: Any, turns: tuple[Turn, ...], tokenizer: Any) -> list[int]:
@@ -80,29 +99,29 @@ def completion_job(server: Server, body: Completion) -> Job:
     """Plain text or token ids, without any template."""
     from luthier.data.templates.base import begins_with_bos, tokenize
 
-    served = server.registry.get(body.model)
-    if served.adapted is not None and served.adapted.task.has_head:
-        raise ApiError(400, f"{body.model} classifies; use /v1/classify", "wrong_endpoint", "model")
+    served = _speaking(server, body.model)
     tokenizer = served.base.tokenizer
-    given = body.prompt
-    if isinstance(given, list) and given and isinstance(given[0], int):
+    given: list[Any] = [body.prompt] if isinstance(body.prompt, str) else list(body.prompt)
+    if given and isinstance(given[0], int):
+        given = [given]
+    if len(given) > 16:
+        raise ApiError(400, "at most 16 prompts", "too_many_prompts", "prompt")
+    if given and isinstance(given[0], list):
         words: Any = served.base.model.get_input_embeddings()
         size = int(words.weight.shape[0])
-        if any(not 0 <= int(token) < size for token in given):
+        if any(not 0 <= token < size for ids in given for token in ids):
             raise ApiError(400, "a token id is outside of the vocabulary", "invalid_token", "prompt")
-        prompts = [[int(token) for token in given]]
+        prompts = given
     else:
-        texts = [given] if isinstance(given, str) else [str(text) for text in given]
-        if len(texts) > 16:
-            raise ApiError(400, "at most 16 prompts", "too_many_prompts", "prompt")
         with TOKENIZING:
             bos = begins_with_bos(tokenizer)
-            found = tokenize(tokenizer, [t.encode("utf-8", "replace").decode() for t in texts], False)
+            found = tokenize(tokenizer, [t.encode("utf-8", "replace").decode() for t in given], False)
         prompts = [bos + ids for ids in found]
     if not prompts or any(not ids for ids in prompts):
         raise ApiError(400, "the prompt is empty", "empty_prompt", "prompt")
     limits = [_limit(server, served, ids, body.limit) for ids in prompts]
-    return Job(served, prompts, body, limits, False, -1 if body.logprobs is None else body.logprobs)
+    wanted = -1 if body.logprobs is None else body.logprobs
+    return Job(served, prompts, body, limits, False, wanted, grammar(served, body.response_format))
 
 
 def _template(server: Server, served: Served) -> Any:
@@ -273,10 +292,7 @@ def _cancel(server: Server, answers: list[_Answer]) -> None:
 
 
 def _headers(job: Job) -> dict[str, str]:
-    """What was sent and is not known is named, not ignored in silence."""
-    unknown = [name for name in job.body.model_extra or {} if re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name)]
-    ignored = {"X-Luthier-Ignored": ",".join(sorted(unknown)[:20])} if unknown else {}
-    return {"Cache-Control": "no-cache", **ignored}
+    return {"Cache-Control": "no-cache", **ignored(job.body)}
 
 
 async def _collect(answers: list[_Answer]) -> list[str]:
@@ -361,21 +377,3 @@ def _event(job: Job, answer: _Answer, delta: dict[str, Any], finish: str | None,
     choice |= {"delta": delta} if job.chat else {"text": delta.get("content", "")}
     made = {**_head(job, True), "choices": [choice], **({"usage": None} if wants_usage else {})}
     return f"data: {json.dumps(made, ensure_ascii=False)}\n\n"
-
-
-def metrics_text(server: Server) -> str:
-    """Prometheus' text format."""
-    counters = server.worker.engine.counters
-    lines = [
-        f"luthier_steps_total {counters.steps}",
-        f"luthier_prompt_tokens_total {counters.prompt_tokens}",
-        f"luthier_reused_prompt_tokens_total {counters.reused_tokens}",
-        f"luthier_new_tokens_total {counters.new_tokens}",
-        f"luthier_inflight {server.inflight}",
-        f"luthier_refused_total {server.refused}",
-        f"luthier_kv_bytes_per_slot {server.worker.engine.pool.bytes_per_slot()}",
-        f"luthier_free_slots {len(server.worker.engine.free)}",
-        f"luthier_restarts_total {server.worker.restarts}",
-        *(f'luthier_finished_total{{reason="{name}"}} {count}' for name, count in sorted(counters.finished.items())),
-    ]
-    return "\n".join(lines) + "\n"

@@ -20,7 +20,7 @@ from typing import Any
 
 from luthier.core.errors import MissingExtra, RecipeError
 from luthier.serve.registry import Registry
-from luthier.serve.schema import ERRORS, STREAMED, AdapterLoad, ApiError, Chat, Classify, Completion
+from luthier.serve.schema import ERRORS, STREAMED, AdapterLoad, ApiError, Chat, Classify, Completion, deepest, ignored
 from luthier.serve.worker import Worker
 
 try:
@@ -141,6 +141,7 @@ class Server:
 def build(server: Server) -> Guard:
     """The application with all of its routes, behind its guard."""
     from luthier.serve import answers, labels
+    from luthier.serve.metrics import metrics_text
 
     app = FastAPI(title="luthier", version="1", docs_url=None, redoc_url=None, lifespan=_lifespan(server))
     _errors(app)
@@ -156,11 +157,16 @@ def build(server: Server) -> Guard:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return PlainTextResponse(answers.metrics_text(server), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(metrics_text(server), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": server.registry.describe()}
+
+    @app.get("/v1/models/{name:path}", responses=ERRORS)
+    async def model(name: str) -> dict[str, Any]:
+        server.registry.get(name)
+        return next(one for one in server.registry.describe() if one["id"] == name)
 
     @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: Chat, request: Request) -> Response:
@@ -171,13 +177,15 @@ def build(server: Server) -> Guard:
         return await answers.respond(server, request, await asyncio.to_thread(answers.completion_job, server, body))
 
     @app.post("/v1/classify", responses=ERRORS)
-    async def classify(body: Classify) -> dict[str, Any]:
+    async def classify(body: Classify, response: Response) -> dict[str, Any]:
+        response.headers.update(ignored(body))
         with server.admitted(1):
             async with server.classifying:
                 return await asyncio.to_thread(labels.classify, server, body)
 
     @app.post("/v1/adapters", responses=ERRORS)
-    async def load(body: AdapterLoad) -> dict[str, Any]:
+    async def load(body: AdapterLoad, response: Response) -> dict[str, Any]:
+        response.headers.update(ignored(body))
         async with server.loading:  # one at a time: loads must not take all the threads that prompts need
             names = await asyncio.to_thread(server.registry.load_under_roots, body.name, body.path)
         return {"id": body.name, "object": "model", "models": names}
@@ -233,9 +241,9 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = f"{place}: {first['msg']}" if place else str(first["msg"])
+        place, first = deepest(error.errors(), error.body)
+        said = str(first["msg"]).removeprefix("Value error, ")
+        message = f"{place}: {said}" if place and first["type"] != "not_served" else said
         made = ApiError(400, message.encode("utf-8", "replace").decode(), "invalid_request", place or None)
         return JSONResponse(made.body(), status_code=400)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import ModelError
+from luthier.methods.targets import packing
 from luthier.models.base import Base
 from luthier.serve import attention
 from luthier.serve.adapters import Served, share
@@ -85,6 +86,8 @@ class Engine:
             kind = base.kind.replace("_", "-")
             raise ModelError(f"{kind} models cannot share a flat row; only decoder models run in slots")
         _refuse_moving_positions(base)
+        if packing(base) == "int8":
+            raise ModelError("8-bit layers set outliers of all rows of a forward apart, so requests cannot share one")
         self.base = share(base)
         self.budget = budget
         self.counters = Counters()

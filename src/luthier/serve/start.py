@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from luthier.adapted import adapter_folder, read_card
@@ -41,7 +42,7 @@ def named(runs: Sequence[str]) -> dict[str, Path]:
 
 
 def open_base(path: str | None, adapters: dict[str, Path], threads: int | None = None) -> Base:
-    """The named base, else that of the first adapter; with the first adapter's window plan."""
+    """The named base, else that of the first adapter; with its window plan, and packed as it was in its training."""
     import psutil
     import torch
 
@@ -54,22 +55,40 @@ def open_base(path: str | None, adapters: dict[str, Path], threads: int | None =
     known = next((card["base"]["path"] for card in cards if card.get("base")), None)
     if path is None and known is None:
         raise RecipeError("nothing says which base to serve", where="--base", remedy="--base MODEL, or name a run")
-    return load_base(ModelSettings(path=str(path or known)), context=context)
+    packed = next((card["base"].get("quantize", "none") for card in cards if card.get("base")), "none")
+    settings = ModelSettings(path=str(path or known), quantize=packed)
+    if not _is_encoder(settings.path):
+        return load_base(settings, context=context)
+    # Many encoders can be built with a head only. Each run brings its own and takes the layers of this one.
+    labels = next((card["labels"] for card in cards if card.get("labels")), ("no", "yes"))
+    return load_base(settings, task="classify", labels=tuple(labels), context=context)
+
+
+def _is_encoder(path: str) -> bool:
+    from luthier.models.anatomy import kind_of_config
+    from luthier.models.load import read_config, resolve
+
+    folder = resolve(path)
+    if not (folder / "config.json").is_file():
+        return False  # `load_base` says what is missing
+    return kind_of_config(SimpleNamespace(**read_config(folder))) == "encoder"
 
 
 def engine_for(base: Base, slots: int) -> tuple[Callable[[], Engine], str, str]:
     """How engines are built, the attention of the adapters' trees, and why answers are made one by one ("": they are
-    not). The slot engine where it is exact, else the model's own forward."""
+    not). The slot engine where it is exact, else the model's own forward; an encoder answers in labels only, for
+    which no slot is needed."""
     from luthier.serve import attention
     from luthier.serve.engine import Engine
     from luthier.serve.one_by_one import OneByOne
 
+    plainly = str(base.model.config._attn_implementation)
+    if base.kind == "encoder":
+        return lambda: OneByOne(base, slots=0), plainly, ""
     try:
         prove_exact(Engine(base, slots=2), base)
     except ModelError as error:
-        if base.kind == "encoder":
-            raise
-        return lambda: OneByOne(base, slots), str(base.model.config._attn_implementation), error.what
+        return lambda: OneByOne(base, slots), plainly, error.what
     return lambda: Engine(base, slots=slots), attention.NAME, ""
 
 

@@ -101,37 +101,6 @@ def test_a_line_of_numbers():
     assert line({}) == "loss –"
 
 
-def test_chat_keeps_the_conversation(tmp_path):
-    from contextlib import nullcontext
-    from types import SimpleNamespace
-
-    from luthier.cli.chat import Talk
-
-    asked = []
-
-    def generate(turns, limit, temperature, seed, task=None):
-        asked.append([turn.text for turn in turns])
-        return f"answer {len(asked)}"
-
-    adapted = SimpleNamespace(generate=generate, off=nullcontext, base=SimpleNamespace(path="x"))
-    talk = Talk(adapted, "tuned", 10, 0.0, 0, lambda *a, **k: adapted)
-    assert str(talk.say("one")[0]) == "answer 1"
-    talk.say("two")
-    assert asked[-1] == ["one", "answer 1", "two"]
-    talk.say("/both")
-    talk.say("three")
-    assert len(asked) == 4
-    talk.say("/system be short")
-    talk.say("four")
-    assert asked[-1] == ["be short", "four"]
-    talk.say(f"/save {tmp_path / 'chat.jsonl'}")
-    saved = json.loads((tmp_path / "chat.jsonl").read_text("utf-8"))
-    assert [message["role"] for message in saved["messages"]] == ["system", "user", "assistant"]
-    assert "forgotten" in str(talk.say("/reset")[0])
-    assert "float" in str(talk.say("/temperature hot")[0])
-    assert any("/quit" in str(shown) for shown in talk.say("/what"))
-
-
 def test_the_end_of_a_run_tells_what_the_curve_says(run, monkeypatch):
     import io
 

@@ -11,7 +11,7 @@ from luthier.adapted import attach
 from luthier.data.templates import choose
 from luthier.models.load import load_base
 from luthier.models.settings import ModelSettings
-from luthier.serve import app
+from luthier.serve import app, attention
 from luthier.serve.engine import Engine
 from luthier.serve.registry import Registry
 from luthier.serve.worker import Worker
@@ -53,12 +53,14 @@ def made(root, name, method, task="instruct", labels=(), number=0):
 
 
 @contextlib.contextmanager
-def running(base, folders, root=None, slots=8, stalled_after=30.0, **limits):
+def running(
+    base, folders, root=None, slots=8, stalled_after=30.0, build=None, way=attention.NAME, name="base", **limits
+):
     """A server in a thread of this process, as `luthier serve` configures it; `.url` says where."""
-    registry = Registry(base, "base", (root,) if root else ())
+    registry = Registry(base, name, (root,) if root else (), way)
     for name, folder in folders.items():
         registry.load(name, folder)
-    worker = Worker(lambda: Engine(base, slots=slots), stalled_after)
+    worker = Worker(build or (lambda: Engine(base, slots=slots)), stalled_after)
     server = app.Server(registry, worker, app.Limits(**limits))
     sockets = app.listen("127.0.0.1", 0)
     http = app.listener(app.configure(server, timeout_graceful_shutdown=2))

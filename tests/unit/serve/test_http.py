@@ -38,6 +38,21 @@ def test_models_are_the_base_and_every_adapter_without_paths(client):
     assert "/" not in json.dumps([one.id for one in listed])
 
 
+def test_one_model_by_its_name(client):
+    for name in ("base", "lora-a"):
+        assert client.models.retrieve(name) == next(one for one in client.models.list().data if one.id == name)
+    for name in ("nobody", "lora-a/x"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.models.retrieve(name)
+        assert caught.value.code == "model_not_found"
+
+
+def test_a_name_with_a_slash_or_a_colon(base):
+    with running(base, {}, name="maker/model:2") as made:
+        asked = openai.OpenAI(base_url=f"{made.url}/v1", api_key="x", max_retries=0)
+        assert asked.models.retrieve("maker/model:2").id == "maker/model:2"
+
+
 @pytest.mark.parametrize("name", SERVED)
 def test_an_answer_is_what_generate_says(client, adapters, name):
     made = client.chat.completions.create(model=name, messages=QUESTION, temperature=0, max_tokens=12)
@@ -79,6 +94,9 @@ def test_completions_take_text_and_token_ids(client, base):
     assert said.choices[0].text == again.choices[0].text
     several = client.completions.create(model="base", prompt=[text, "Hello"], temperature=0, max_tokens=3)
     assert [choice.index for choice in several.choices] == [0, 1]
+    both = [ids, base.tokenizer("Hello")["input_ids"]]
+    as_ids = client.completions.create(model="base", prompt=both, temperature=0, max_tokens=3)
+    assert [choice.text for choice in as_ids.choices] == [choice.text for choice in several.choices]
 
 
 def test_n_seeds_stops_and_logprobs(client):
@@ -111,6 +129,89 @@ def test_errors_are_told_by_class(client):
     ):
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model="base", messages=QUESTION, **wrong)
+
+
+USER = {"role": "user", "content": "a"}
+NAMED = {
+    "tools": {"tools": [{"type": "function"}]},
+    "logit_bias": {"logit_bias": {"1": 5}},
+    "functions": {"functions": [{"name": "f"}]},
+    "frequency_penalty": {"frequency_penalty": 0.5},
+    "temperature": {"temperature": "hot"},
+    "stop": {"stop": ["a"] * 5},
+    "top_logprobs": {"top_logprobs": 3},
+    "max_tokens": {"max_tokens": 100_000},
+    "model": {"model": None},
+    "response_format.json_schema": {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+    "stream_options.include_usage": {"stream_options": {"include_usage": "perhaps"}},
+    "messages": {"messages": []},
+    "messages.1.role": {"messages": [USER, {"role": "robot", "content": "a"}]},
+    "messages.0.content": {"messages": [{"role": "user", "content": 5}]},
+    "messages.0.content.1.type": {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"},
+                                                                            {"type": "image_url"}]}]},
+    "messages.1.tool_calls": {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_an_error_names_its_field(server, name):
+    body = {"model": "base", "messages": [USER], **NAMED[name]}
+    answer = post(server, "/v1/chat/completions", **body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == name
+
+
+def test_fields_that_are_null_or_empty_are_not_given(server):
+    """What OpenAI's client sends for None, and an assistant's message as it had come."""
+    message = {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None, "function_call": None}
+    names = ("temperature", "top_p", "n", "stream", "logprobs", "top_logprobs", "frequency_penalty", "max_tokens",
+             "stop", "tools", "response_format", "seed")  # fmt: skip
+    body = {"model": "base", "messages": [USER, message, USER], "max_completion_tokens": 2, **dict.fromkeys(names)}
+    answer = post(server, "/v1/chat/completions", **body)
+    assert answer.status_code == 200, answer.text
+    assert "x-luthier-ignored" not in answer.headers
+
+
+def test_results_of_tools_need_a_template_that_knows_them(server, monkeypatch):
+    told = {"role": "tool", "content": "42", "tool_call_id": "1"}
+    body = {"model": "lora-a", "messages": [USER, told], "max_tokens": 1}
+    adapted = server.registry.get("lora-a").adapted
+    source = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+
+    def asked(source):
+        params = adapted.template.params.model_copy(update={"source": source})
+        monkeypatch.setattr(adapted, "template", type(adapted.template)(params))
+        return post(server, "/v1/chat/completions", **body)
+
+    refused = asked(source).json()["error"]
+    assert (refused["param"], refused["code"]) == ("messages.1.role", "invalid_messages")
+    taken = asked(source.replace("{{ m.role }}", "{{ 'result' if m.role == 'tool' else m.role }}"))
+    assert taken.status_code == 200, taken.text
+    assert taken.headers["x-luthier-ignored"] == "messages.tool_call_id"
+
+
+def test_unknown_fields_are_named_wherever_they_stand(server):
+    content = [{"type": "text", "text": "a", "cache_control": {}}]
+    body = {"model": "base", "messages": [{"role": "user", "content": content, "name": "Ada"}], "max_tokens": 1,
+            "stream_options": {"include_obfuscation": False}, "min_p": 0.1, "mirostat": None}  # fmt: skip
+    answer = post(server, "/v1/chat/completions", **body)
+    named = "messages.content.cache_control,messages.name,min_p,stream_options.include_obfuscation"
+    assert answer.headers["x-luthier-ignored"] == named
+    answer = post(server, "/v1/classify", model="clubs", input="Hello.", truncate=True)
+    assert (answer.status_code, answer.headers["x-luthier-ignored"]) == (200, "truncate")
+    answer = post(server, "/v1/adapters", name="new", path="lora-b", rank=4)
+    assert (answer.status_code, answer.headers["x-luthier-ignored"]) == (200, "rank")
+    assert delete(f"{server.url}/v1/adapters/new").status_code == 200
+
+
+def test_plain_completions_keep_to_a_schema_too(client):
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["left", "right"]}}}
+    made = client.completions.create(
+        model="base", prompt="Ada Moser lives", max_tokens=20, extra_body={"response_format": form}
+    )
+    assert json.loads(made.choices[0].text) in ("left", "right")
 
 
 HOSTILE = (
