@@ -264,10 +264,13 @@ def _position_kind(model: nn.Module, config: Any) -> PositionKind:
 
 
 def _logit_scale(config: Any) -> float:
-    if getattr(config, "logits_scaling", None):  # Granite divides
-        return 1.0 / float(config.logits_scaling)
+    """What the config says; `logit_scale.checked` measures it when a base is loaded."""
+    if getattr(config, "logits_scaling", None):  # Granite divides, HyperCLOVAX multiplies
+        scaling = float(config.logits_scaling)
+        return scaling if config.model_type.startswith("hyperclovax") else 1.0 / scaling
     if getattr(config, "scale_decoder_outputs", False):  # T5 with a tied head
         return float(config.d_model) ** -0.5
-    if config.model_type in ("cohere", "cohere2") and getattr(config, "logit_scale", None):
-        return float(config.logit_scale)
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):  # Cohere, Falcon-H1, MuseSpark
+        if isinstance(getattr(config, name, None), int | float):
+            return float(getattr(config, name))
     return 1.0
