@@ -37,7 +37,11 @@ def checked(base: Base) -> Anatomy:
     found = base.anatomy
     if base.kind == "encoder" or base.model.get_output_embeddings() is None:
         return found
-    raw, own = _both(base)
+    try:
+        raw, own = _both(base)
+    except (TypeError, AttributeError, NotImplementedError) as error:
+        what = f"{type(base.model).__name__} does not run on token ids alone: {error}".split("\n")[0][:200]
+        raise ModelError(what, where="model.path", remedy="use another model") from None
     if raw.shape == own.shape and not bool(torch.isfinite(own).all() and raw.abs().max() > 0):
         return found  # weights that are not finite, or a head of zeros, say nothing about a factor
     short = next(base.model.parameters()).dtype != torch.float32
