@@ -61,8 +61,8 @@ class TrunkCache:
         def give(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             return self._pass(states)
 
-        # what enters layer `first` is the output of the layer before it, not what a hook puts in its place: a layer
-        # that is recomputed in the backward gets its inputs again, and no hooks
+        # what enters layer `first` is the output of the layer before it, not what a hook puts in its place: then a
+        # layer that is recomputed in the backward has the right inputs however the recomputing treats hooks
         for index, layer in enumerate(self.layers[: self.first]):
             layer.__dict__["forward"] = give if index == self.first - 1 else self._pass
             stack.callback(layer.__dict__.pop, "forward")

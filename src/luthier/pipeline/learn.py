@@ -58,6 +58,7 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
     _choose_kernels(settings, adapted, data, emit)
     _shift_attention(settings, adapted)
     _tell_frozen_positions(adapted, emit)
+    _tell_row_by_row(adapted, data, emit)
     trained = sum(weight.numel() for weight in adapted.parameters_by_name().values())
     total = sum(weight.numel() for weight in base.model.parameters())
     weights = sum(weight.numel() * weight.element_size() for weight in base.model.parameters())
@@ -145,6 +146,19 @@ def _tell_frozen_positions(adapted: Any, emit: Emitter) -> None:
             where="method",
             remedy="method.train_embeddings: true (lora), or full",
         )
+
+
+def _tell_row_by_row(adapted: Any, data: Data, emit: Emitter) -> None:
+    """Rows whose rotary frequencies hang on their own length do not go in batches."""
+    from luthier.data.batching import lengths_of
+
+    within, rows = adapted.base.anatomy.rope_constant_within, data.rows["train"]
+    if within is None or not len(rows):
+        return
+    count = int((lengths_of(rows) + adapted.attached.virtual_tokens > within).sum())
+    if count:
+        what = f"{count} of {len(rows)} training rows go alone: beyond {within} positions this RoPE hangs on the length"
+        emit("warning", what=what, where="context", remedy="nothing is lost but speed; linear and yarn go in batches")
 
 
 def _read_rows(adapted: Any, data: Data) -> None:

@@ -79,3 +79,22 @@ def test_rows_within_the_window_stay_one_batch(monkeypatch):
     assert calls == [3, 2, 1, 1]
     assert changing_rope.constant_within(base.model.config) == WITHIN
     assert changing_rope.constant_within(LlamaConfig()) is None
+
+
+def test_rows_that_go_alone_are_told():
+    from types import SimpleNamespace
+
+    from luthier.pipeline import learn
+
+    def told(kind, *lengths):
+        base = base_of(kind)
+        adapted = SimpleNamespace(base=base, attached=SimpleNamespace(virtual_tokens=2))
+        said = []
+        learn._tell_row_by_row(
+            adapted, SimpleNamespace(rows={"train": rows_of(*lengths)}), lambda kind, **facts: said.append(facts)
+        )
+        return said
+
+    assert told("dynamic", 14, 3) == []
+    (warning,) = told("longrope", 15, 3, 40)
+    assert warning["what"].startswith("2 of 3 training rows go alone")

@@ -119,8 +119,8 @@ def gradients_of(kind, checkpointing, layers):
 
         return note
 
-    for index, (_, layer) in enumerate(adapted.base.anatomy.layers):
-        layer.register_forward_pre_hook(count(index))  # recomputing stops before a layer's end
+    for index, (_, part) in enumerate(adapted.base.anatomy.attentions):  # hooks of whole layers are not called again
+        part.register_forward_pre_hook(count(index))
     adapted.train()
     reached = []
     table = adapted.base.model.get_input_embeddings()
