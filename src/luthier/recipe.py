@@ -148,7 +148,7 @@ class Recipe(Settings):
         """
         task: Any = TASKS.parse(self.task)
         asked = getattr(getattr(task, "params", None), "problem", "auto")
-        unused = getattr(task, "unused", lambda kind: {})(asked if problem == "auto" else problem)
+        unused: dict[str, str] = getattr(task, "unused", lambda kind: {})(asked if problem == "auto" else problem)
         return [
             (f"{key} does nothing here: {why}", f"train.{key}", f"train.{key}: 0")
             for key, why in unused.items()
