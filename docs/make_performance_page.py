@@ -56,6 +56,12 @@ INT8 = """
 The same recipe with and without `train.int8_base`: same rows, same order, same start; both judged by the exact base on
 the same test rows. A difference above zero is a loss of quality.
 """
+DECODE = """
+## Answers for evaluation
+
+Greedy answers by the same adapter, unmerged, on a `llama25m` with random weights: ragged, each ended by one of a random
+set of tokens. All arms answer the same prompts in one process and thread; the ratio is that of their CPU-seconds.
+"""
 TAIL = """
 ## Exactness
 
@@ -63,7 +69,11 @@ TAIL = """
   padded, whole logits, autograd: Llama, Qwen 3, OPT, GPT-2, BERT × LoRA, prefix, bottleneck; also with shared prefixes.
 - `tests/golden/test_trajectories.py`: fifty steps packed, padded and with shared prefixes are the same training.
 - `tests/golden/test_sharing.py`, `test_layouts.py`: every layout, virtual tokens, sliding windows, soft caps.
-- Before every run three of its own rows are held against each other, flat and one by one; beyond 1e-4 padding is used.
+- Before every run three of its own rows are held against each other, flat and one by one, and the longest, not cut
+  below the window of its layers; beyond 1e-4 padding is used. What puts its window into the mask only is padded too.
+- When a base is loaded, luthier's logits are held against the model's own (factor and cap); others are refused.
+- Rotary positions whose frequencies hang on the longest row of a batch (`dynamic`, `longrope`): rows beyond the
+  original window go one by one, so that a row is the same in every batch (`tests/unit/models/test_changing_rope.py`).
 
 ## On a GPU: written, not measured
 
@@ -97,7 +107,8 @@ def page() -> str:
     parts += [ABLATION, ablation(read("ablation"))]
     if wide := read("ablation_opt125m"):
         parts += ["\nThe same on `opt125m`, where the products are wider:\n", ablation(wide)]
-    parts += [MEMORY, memory(read("memory")), INT8, int8(read("int8")), TAIL]
+    parts += [MEMORY, memory(read("memory")), INT8, int8(read("int8"))]
+    parts += [DECODE, decode(read("decode")), TAIL]
     return "".join(parts)
 
 
@@ -158,6 +169,16 @@ def memory(found: dict[str, Any]) -> str:
         for name, one in found.get("settings", {}).items()
     ]  # fmt: skip
     return table(("setting", "planned MB", "peak MB", "error", "planned s", "measured s"), rows)
+
+
+def decode(found: dict[str, Any]) -> str:
+    """One line an arm."""
+    total = found.get("answers", 0)
+    rows = [
+        (name, f"{one['tokens_per_cpu_s']:.0f}", f"{one['identical']} of {total}", times(one["times"]))
+        for name, one in found.get("arms", {}).items()
+    ]
+    return table(("arm", "tokens / CPU-s", "answers as one by one", "luthier is × faster"), rows)
 
 
 def int8(found: dict[str, Any]) -> str:

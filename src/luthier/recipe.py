@@ -126,15 +126,34 @@ class Recipe(Settings):
                     tail = item.where.partition(".")[2]
                     where = document.where(f"{key}.{tail}" if tail else key)
                     problems.append(Problem(item.what, where, item.remedy))
-        recomputed = self.train.activation_checkpointing and not problems
+        if not problems:
+            problems += [
+                Problem(what, document.where(key), remedy) for what, key, remedy in self.without_effect("auto")
+            ]
+        padded = self.train.engine == "plain"  # with auto, the layout is known when the model is
+        recomputed = self.train.activation_checkpointing and padded and not problems
         if recomputed and not getattr(METHODS.parse(self.method), "supports_activation_checkpointing", True):
-            what = "a prefix is lost when layers are recomputed (activation checkpointing)"
-            remedy = "train.activation_checkpointing: false, or method: prompt or lora"
+            what = "a prefix is lost when padded layers are recomputed (activation checkpointing)"
+            remedy = "train.engine: auto, train.activation_checkpointing: false, or method: prompt or lora"
             problems.append(Problem(what, document.where("train.activation_checkpointing"), remedy))
         if problems:
             raise RecipeError("the recipe has faults", problems=problems)
         for index in range(len(self.stages)):
             self.at_stage(index)._parse_members(document)
+
+    def without_effect(self, problem: str) -> list[tuple[str, str, str]]:
+        """(what, key, remedy) of settings that are switched on and that the task's loss would ignore.
+
+        `problem` is the kind of labels that the data showed; auto before it was read.
+        """
+        task: Any = TASKS.parse(self.task)
+        asked = getattr(getattr(task, "params", None), "problem", "auto")
+        unused: dict[str, str] = getattr(task, "unused", lambda kind: {})(asked if problem == "auto" else problem)
+        return [
+            (f"{key} does nothing here: {why}", f"train.{key}", f"train.{key}: 0")
+            for key, why in unused.items()
+            if getattr(self.train, key)
+        ]
 
     def at_stage(self, index: int) -> Recipe:
         """The recipe of one stage, without stages. RecipeError for settings that do not exist."""

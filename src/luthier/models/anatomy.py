@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from luthier.core.errors import ModelError
+from luthier.models.changing_rope import constant_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,6 +72,12 @@ class Anatomy:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     sliding_window: int | None = None
+    local_window: int | None = None
+    """Tokens that the narrowest layers see: a sliding window, or a chunk."""
+    local_layers: frozenset[int] = frozenset()
+    """Layers that see no more than a window."""
+    rope_constant_within: int | None = None
+    """Positions within which rotary frequencies do not hang on the batch; None where they never do."""
 
     @property
     def cached_attentions(self) -> list[Named]:
@@ -81,7 +88,9 @@ class Anatomy:
 def of(model: PreTrainedModel) -> Anatomy:
     """The anatomy of a loaded model. ModelError names what could not be found."""
     config: Any = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    backbone = model.base_model
+    backbone: Any = model.base_model
+    if backbone is model:  # Llama 4 names a part that its text model does not have
+        backbone = getattr(model, "model", model)
     name = next((n for n, m in model.named_modules() if m is backbone), "")
     layers = _layers(backbone, name)
     head = model.get_output_embeddings() or _row_head(model)
@@ -89,6 +98,9 @@ def of(model: PreTrainedModel) -> Anatomy:
     roles = _linear_roles(layers)
     hidden = _first(config, "hidden_size", "n_embd", "d_model", "dim")
     heads = _first(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
+    sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    local = _local_layers(config, sliding, len(layers))
+    chunk = getattr(config, "attention_chunk_size", None)
     return Anatomy(
         kind=kind_of(model),
         backbone=backbone,
@@ -109,8 +121,20 @@ def of(model: PreTrainedModel) -> Anatomy:
         position_kind=_position_kind(model, config),
         logit_scale=_logit_scale(config),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
-        sliding_window=getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None,
+        sliding_window=sliding,
+        local_window=min((size for size in (sliding, chunk) if size), default=None) if local else None,
+        local_layers=local,
+        rope_constant_within=constant_within(config),
     )
+
+
+def _local_layers(config: Any, sliding: int | None, count: int) -> frozenset[int]:
+    """By the config's layer types; without them, all or none."""
+    types = getattr(config, "layer_types", None)
+    if types:
+        found = [index for index, kind in enumerate(types) if str(kind).startswith(("sliding", "chunked", "local"))]
+        return frozenset(found)
+    return frozenset(range(count)) if sliding or getattr(config, "attention_chunk_size", None) else frozenset()
 
 
 def kind_of(model: PreTrainedModel) -> str:
@@ -268,10 +292,13 @@ def _position_kind(model: nn.Module, config: Any) -> PositionKind:
 
 
 def _logit_scale(config: Any) -> float:
-    if getattr(config, "logits_scaling", None):  # Granite divides
-        return 1.0 / float(config.logits_scaling)
+    """What the config says; `logit_scale.checked` measures it when a base is loaded."""
+    if getattr(config, "logits_scaling", None):  # Granite divides, HyperCLOVAX multiplies
+        scaling = float(config.logits_scaling)
+        return scaling if config.model_type.startswith("hyperclovax") else 1.0 / scaling
     if getattr(config, "scale_decoder_outputs", False):  # T5 with a tied head
         return float(config.d_model) ** -0.5
-    if config.model_type in ("cohere", "cohere2") and getattr(config, "logit_scale", None):
-        return float(config.logit_scale)
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):  # Cohere, Falcon-H1, MuseSpark
+        if isinstance(getattr(config, name, None), int | float):
+            return float(getattr(config, name))
     return 1.0

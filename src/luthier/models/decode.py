@@ -1,5 +1,7 @@
 """Generation for samples and evaluation: batched, sorted by length, with a cache, stops by row, seeded by row.
 
+A row that has ended leaves the batch, and the padding that only it needed goes with it.
+
 Greedy output is token-identical to one prompt at a time. Prompts are left-padded with explicit positions, and
 virtual tokens stand directly before each row's own tokens, which is where PEFT goes wrong.
 """
@@ -16,7 +18,7 @@ from torch import Tensor
 from luthier.core.seeding import derive
 from luthier.core.types import IGNORE, Row
 from luthier.engine.batch import Batch, from_rows
-from luthier.models import forward
+from luthier.models import changing_rope, forward
 from luthier.models.base import Base
 
 GREEDY_BELOW = 1e-5
@@ -58,21 +60,43 @@ def generate(
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: dict[int, Generation] = {}
-    for part in _parts(adapted.base, order, prompts):
+    virtual = adapted.virtual(from_rows([_row(prompts[0], 0)]).to(_device(adapted.base))) if len(prompts) else None
+    room = adapted.base.anatomy.window - (0 if virtual is None else virtual.length)
+    limits = [max(0, min(max_new_tokens, room - len(prompt))) for prompt in prompts]
+    for part in _parts(adapted.base, order, prompts, limits, virtual):
         sampler = Sampler(temperature, top_p, top_k, [derive(seed, "decode", index) for index in part])
         rows = [_row(prompts[index], tasks[index] if tasks else 0) for index in part]
-        made = _batch(adapted, rows, max_new_tokens, frozenset(stop_ids), sampler)
+        made = _batch(adapted, rows, [limits[index] for index in part], frozenset(stop_ids), sampler)
         results.update(zip(part, made, strict=True))
     return [results[index] for index in range(len(prompts))]
 
 
-def _parts(base: Base, order: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """What is made in one batch. A sliding window counts pads too, so that virtual tokens before them would leave it
-    too early: with such a window only prompts of one length go together."""
-    lengths = [len(prompts[index]) if base.anatomy.sliding_window else 0 for index in order]
+def _parts(
+    base: Base,
+    order: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    virtual: forward.Virtual | None,
+) -> list[list[int]]:
+    """What is made in one batch; prompts that leave no room are in none of their own.
+
+    A sliding window counts the pads between a prefix and a row's own tokens, so that the prefix would leave it too
+    early: there only prompts of one length go together. Rotary frequencies that change with the longest row let a
+    row that grows beyond their constant part go alone.
+    """
+    facts = base.anatomy
+    prefixed = facts.sliding_window is not None and virtual is not None and virtual.prefix is not None
+    ahead = 0 if virtual is None else virtual.length
+
+    def kind(index: int) -> tuple[int, int]:
+        size = len(prompts[index])
+        within = facts.rope_constant_within
+        alone = within is not None and size + limits[index] + ahead > within
+        return (size if prefixed else 0), (index + 1 if alone else 0)
+
     parts: list[list[int]] = []
     for at, index in enumerate(order):
-        if not parts or len(parts[-1]) == ROWS_AT_ONCE or lengths[at] != lengths[at - 1]:
+        if not parts or len(parts[-1]) == ROWS_AT_ONCE or kind(index) != kind(order[at - 1]):
             parts.append([])
         parts[-1].append(index)
     return parts
@@ -95,11 +119,12 @@ class Sampler:
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """[R] tokens from [R, vocabulary]."""
+    def __call__(self, logits: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """[R] tokens from [R, vocabulary]; `rows` says whose generators draw (all of them, in order)."""
         if self.temperature < GREEDY_BELOW:
             return logits.argmax(dim=-1)
-        drawn = [self._draw(row, source) for row, source in zip(logits, self.generators, strict=True)]
+        sources = self.generators if rows is None else [self.generators[index] for index in rows]
+        drawn = [self._draw(row, source) for row, source in zip(logits, sources, strict=True)]
         return torch.tensor(drawn, device=logits.device)
 
     def _draw(self, row: Tensor, source: torch.Generator) -> int:
@@ -117,30 +142,33 @@ class Sampler:
 
 @torch.no_grad()
 def _batch(
-    adapted: Answers, prompts: Sequence[Row], limit: int, stops: frozenset[int], sampler: Sampler
+    adapted: Answers, prompts: Sequence[Row], limits: Sequence[int], stops: frozenset[int], sampler: Sampler
 ) -> list[Generation]:
+    """`limits[n]` is the most tokens that prompt n gets."""
     base = adapted.base
-    device = next(base.model.parameters()).device
-    batch = from_rows(prompts).to(device)
-    virtual = adapted.virtual(batch)
-    extra = 0 if virtual is None else virtual.length
-    room = base.anatomy.window - extra - max(len(row.input_ids) for row in prompts)
-    limit = max(0, min(limit, room))
     made: list[list[int]] = [[] for _ in prompts]
-    if limit == 0:
-        return [Generation([], "length") for _ in prompts]
-    state = start(base, batch, virtual)
-    open_rows = torch.ones(len(prompts), dtype=torch.bool)
-    for step in range(limit):
-        tokens = sampler(forward.logits(base, state.last).float())
-        for index, token in enumerate(tokens.tolist()):
-            if open_rows[index]:
-                made[index].append(token)
-                open_rows[index] = token not in stops
-        if not bool(open_rows.any()) or step + 1 == limit:
-            break
-        advance(base, state, tokens)
+    rows = [index for index, limit in enumerate(limits) if limit]
+    if rows:
+        batch = from_rows([prompts[index] for index in rows]).to(_device(base))
+        state = start(base, batch, adapted.virtual(batch))
+    while rows:
+        tokens = sampler(forward.logits(base, state.last).float(), rows)
+        going = []
+        for place, (index, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+            made[index].append(token)
+            if token not in stops and len(made[index]) < limits[index]:
+                going.append(place)
+        if going and len(going) < len(rows):
+            narrow(state, going)
+            tokens = tokens[going]
+        rows = [rows[place] for place in going]
+        if rows:
+            advance(base, state, tokens)
     return [Generation(ids, "stop" if ids and ids[-1] in stops else "length") for ids in made]
+
+
+def _device(base: Base) -> torch.device:
+    return next(base.model.parameters()).device
 
 
 def _row(prompt: Sequence[int], task: int) -> Row:
@@ -161,6 +189,8 @@ class State:
 
 def start(base: Base, batch: Batch, virtual: forward.Virtual | None) -> State:
     """The prompts read, nothing said yet."""
+    if base.anatomy.rope_constant_within is not None:
+        changing_rope.reset(base.model)
     if base.kind != "encoder_decoder":
         return _prefill(base, batch, virtual)
     from luthier.models import seq2seq
@@ -175,7 +205,7 @@ def start(base: Base, batch: Batch, virtual: forward.Virtual | None) -> State:
 
 def _prefill(base: Base, batch: Batch, virtual: forward.Virtual | None) -> State:
     """All prompts at once, left-padded; virtual entries are put between the padding and the row's own tokens."""
-    from transformers import DynamicCache
+    from luthier.models.growing_cache import growing
 
     lengths = batch.bounds[1:] - batch.bounds[:-1]
     count, width = len(lengths), int(lengths.max())
@@ -188,14 +218,14 @@ def _prefill(base: Base, batch: Batch, virtual: forward.Virtual | None) -> State
     positions = places.clamp(min=0) + extra
     mask = inside.long()
     options: dict[str, Any] = {"input_ids": ids}
-    cache = DynamicCache()
+    cache = growing()
     if virtual is not None and virtual.prompt is not None:
         embeds = _splice(base.model.get_input_embeddings()(ids), virtual, width - lengths.to(device))
         options = {"inputs_embeds": embeds}
         places = torch.arange(width + extra, device=device)[None] - (width - lengths.to(device))[:, None]
         positions, mask = places.clamp(min=0), (places >= 0).long()
     elif virtual is not None and virtual.prefix is not None:
-        cache = forward.cache_of(virtual, count, next(base.model.parameters()).dtype)
+        cache = forward.cache_of(virtual, count, next(base.model.parameters()).dtype, in_place=True)
         mask = torch.cat([torch.ones(count, extra, dtype=torch.int64, device=device), mask], dim=1)
     out = base.anatomy.backbone(
         attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
@@ -212,6 +242,18 @@ def _splice(words: Tensor, virtual: forward.Virtual, pads: Tensor) -> Tensor:
         torch.cat([words[i, :pad], rows[i].to(words.dtype), words[i, pad:]]) for i, pad in enumerate(pads.tolist())
     ]
     return torch.stack(parts)
+
+
+def narrow(state: State, rows: Sequence[int]) -> None:
+    """Only these rows go on, without the columns that none of them needs."""
+    from luthier.models.growing_cache import keep_rows
+
+    chosen = list(rows)
+    state.last, state.positions, state.mask = state.last[chosen], state.positions[chosen], state.mask[chosen]
+    unseen = 0 if state.memory is not None else int(state.mask.any(dim=0).long().argmax())
+    state.mask = state.mask[:, keep_rows(state.cache, chosen, unseen) :]
+    if state.memory is not None:
+        state.memory = (state.memory[0][chosen], state.memory[1][chosen])
 
 
 def advance(base: Base, state: State, tokens: Tensor) -> None:

@@ -18,6 +18,7 @@ from luthier.core.errors import ModelError
 from luthier.core.types import IGNORE
 from luthier.engine.batch import Batch, Padded, padded
 from luthier.engine.loss import chunked_nll
+from luthier.models import changing_rope
 from luthier.models.base import Base
 
 
@@ -50,6 +51,15 @@ def hidden(
             remedy=f"at most {base.anatomy.window - length}",
         )
     _set_checkpointing(base, checkpointing and torch.is_grad_enabled())
+    within = base.anatomy.rope_constant_within
+    if within is None:
+        return _in_layout(base, batch, virtual, layout)
+    return changing_rope.row_by_row(
+        base.model, batch, virtual, within, lambda rows, ahead: _in_layout(base, rows, ahead, layout)
+    )
+
+
+def _in_layout(base: Base, batch: Batch, virtual: Virtual | None, layout: str) -> Tensor:
     on_encoder = base.kind == "encoder" and virtual is not None and virtual.prefix is not None
     if layout == "flat" or on_encoder:  # transformers' encoders take no keys and values from outside
         from luthier.models import segments
@@ -67,6 +77,9 @@ def _set_checkpointing(base: Base, on: bool) -> None:
         base.model.activation_checkpointing_enable(
             {"use_reentrant": False, "context_fn": lambda: segments.contexts(base)}
         )
+        # transformers lets gradients in at the embeddings, which only re-entrant recomputation needs: frozen layers
+        # below the lowest adapter would be recomputed and gone back through for nothing
+        base.model.disable_input_require_grads()
     else:
         base.model.activation_checkpointing_disable()
 
@@ -116,11 +129,13 @@ def _with_prompt(base: Base, laid: Padded, virtual: Virtual, mask: Tensor, count
     return kept.reshape(-1, kept.shape[-1])[laid.flat]
 
 
-def cache_of(virtual: Virtual, count: int, dtype: torch.dtype) -> Any:
-    """The prefix as transformers' cache: [count, kv_heads, P, head_dim] a layer."""
+def cache_of(virtual: Virtual, count: int, dtype: torch.dtype, in_place: bool = False) -> Any:
+    """The prefix as transformers' cache: [count, kv_heads, P, head_dim] a layer. `in_place` has no gradients."""
     from transformers import DynamicCache
 
-    cache = DynamicCache()
+    from luthier.models.growing_cache import growing
+
+    cache = growing() if in_place else DynamicCache()
     for layer, (key, value) in enumerate(virtual.prefix or ()):
         parts = []
         for part in (key, value):

@@ -13,7 +13,7 @@ import torch
 
 from luthier.core.errors import ModelError
 from luthier.core.fingerprint import of_file, of_value
-from luthier.models import anatomy
+from luthier.models import anatomy, logit_scale
 from luthier.models.base import Base
 from luthier.models.gate import check_model_folder
 from luthier.models.settings import ModelSettings
@@ -94,7 +94,10 @@ def load_base(
     weights = "" if settings.random_init else fingerprint_weights(folder)
     facts = {**fingerprint_files(folder), "weights": weights}
     head = _head_modules(model, fresh) if labels else ()
-    return Base(model, tokenizer, found, kind, folder, facts, stop_ids, pad_id, head, dict(context or {}))
+    base = Base(model, tokenizer, found, kind, folder, facts, stop_ids, pad_id, head, dict(context or {}))
+    if not labels:
+        base.anatomy = logit_scale.checked(base)
+    return base
 
 
 def _head_modules(model: Any, fresh: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """The flat layout through Hugging Face models: segment attention behind transformers' own attention interface.
 
 Any model whose layers look their attention up in that interface and take `position_ids` runs unmodified. Others
-(recurrent mixers, ALiBi, attention sinks) are refused here, and `selfcheck` falls back to padding.
+(recurrent mixers, ALiBi, attention sinks, windows that stand in the mask only) are refused here, and `selfcheck`
+falls back to padding.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class _Step:
     causal: bool
     prefix: list[tuple[Tensor, Tensor]] | None
     shifted: Shifted | None = None
+    local_layers: frozenset[int] = frozenset()
+    """Layers that see a window only, and so must say which."""
 
 
 _CURRENT: list[_Step] = []
@@ -69,6 +72,9 @@ def _attention(
         raise ModelError("attention sinks and position biases do not fit the flat layout", remedy="train.engine: plain")
     step = _CURRENT[-1]
     layer = getattr(module, "layer_idx", None)
+    if sliding_window is None and layer in step.local_layers:
+        what = "this architecture puts its sliding window or chunks into the mask, which flat batches do not have"
+        raise ModelError(what, where="train.engine", remedy="train.engine: plain")
     prefix = None if step.prefix is None else step.prefix[int(layer or 0)]
     for watcher in _WATCHERS:
         ahead = [] if prefix is None else [prefix[0].reshape(-1, *prefix[0].shape[-2:]).transpose(0, 1).to(key.dtype)]
@@ -166,7 +172,7 @@ def hidden(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
     segments = Segments.of(bounds, parents)
     group = base.shifted_attention if base.model.training else None
     shifted = None if group is None else Shifted.of(segments, group)
-    with kept, _using(base, _Step(segments, base.kind == "decoder", prefix, shifted)):
+    with kept, _using(base, _Step(segments, base.kind == "decoder", prefix, shifted, base.anatomy.local_layers)):
         out = base.anatomy.backbone(attention_mask=None, **options).last_hidden_state[0]
     return out[:size] if keep is None else out[keep]
 

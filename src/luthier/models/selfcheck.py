@@ -1,4 +1,4 @@
-"""Before training: is the flat layout exact for this very model and method? Three real rows decide.
+"""Before training: is the flat layout exact for this very model and method? Three real rows and the longest decide.
 
 Loss and every trained gradient of the flat batch are held against the rows one by one. Within 1e-4 the flat
 layout is used; otherwise, or when the model refuses it, padding is, and the reason is said.
@@ -21,8 +21,11 @@ from luthier.engine.batch import Batch, from_rows
 TOLERANCE = 1e-4
 
 
-def choose_layout(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> str:
-    """ "flat" or "padded"; leaves the model as it was. A GPU tries its one-kernel attention, then a call a length."""
+def choose_layout(adapted: Any, rows: Sequence[Row], emit: Emit = silent, longest: Row | None = None) -> str:
+    """ "flat" or "padded"; leaves the model as it was. A GPU tries its one-kernel attention, then a call a length.
+
+    `rows` go through the model together, then `longest` alone: windows act on long rows only.
+    """
     if not rows:
         return "padded"
     before, tolerance = adapted.layout, allowed(adapted)
@@ -31,6 +34,9 @@ def choose_layout(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> str
         for fused in (True, False) if _on_gpu(adapted) else (True,):
             attention.use_fused(fused)
             found = _against_padded(adapted, rows)
+            if isinstance(found, float) and longest is not None:
+                alone = _against_padded(adapted, [longest])
+                found = max(found, alone) if isinstance(alone, float) else alone
             if isinstance(found, float) and found <= tolerance:
                 emit("selfcheck", layout="flat", difference=found, tolerance=tolerance)
                 return "flat"
@@ -48,13 +54,17 @@ def choose_layout(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> str
 
 def _against_padded(adapted: Any, rows: Sequence[Row]) -> float | str:
     """How far the flat layout is from padded rows one by one, or what it stumbled over."""
+    options = adapted.loss_options
     try:
         adapted.layout = "padded"
+        adapted.loss_options = {**options, "checkpointing": False}  # recomputing loses a prefix of padded rows
         alone = measure(adapted, [from_rows([row]) for row in rows])
-        adapted.layout = "flat"
+        adapted.layout, adapted.loss_options = "flat", options
         return difference(alone, measure(adapted, [from_rows(list(rows))]))
     except (LuthierError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
         return f"{type(error).__name__}: {error}".split("\n")[0][:200]
+    finally:
+        adapted.loss_options = options
 
 
 def _on_gpu(adapted: Any) -> bool:

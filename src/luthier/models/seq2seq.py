@@ -74,16 +74,21 @@ def decode(base: Base, ids: Tensor, memory: Tensor, seen: Tensor, cache: Any) ->
 
 
 def fresh_cache(base: Base, virtual: Virtual | None, count: int, always: bool = False) -> Any:
-    """An encoder-decoder cache that begins with the prefix; None where there is none and none is asked for."""
+    """An encoder-decoder cache that begins with the prefix; None where there is none and none is asked for.
+
+    `always` is generation: a cache that grows in place.
+    """
     from transformers import DynamicCache, EncoderDecoderCache
 
+    from luthier.models.growing_cache import growing
+
     if virtual is not None and virtual.prefix is not None:
-        own = cache_of(virtual, count, next(base.model.parameters()).dtype)
+        own = cache_of(virtual, count, next(base.model.parameters()).dtype, in_place=always)
     elif always:
-        own = DynamicCache()
+        own = growing()
     else:
         return None
-    return EncoderDecoderCache(own, DynamicCache())
+    return EncoderDecoderCache(own, growing() if always else DynamicCache())
 
 
 def start_token(base: Base) -> int:

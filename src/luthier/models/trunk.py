@@ -58,15 +58,14 @@ class TrunkCache:
         return made
 
     def _skip(self, stack: ExitStack, states: Tensor) -> None:
-        for layer in self.layers[: self.first]:
-            layer.__dict__["forward"] = self._pass
+        def give(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return self._pass(states)
+
+        # what enters layer `first` is the output of the layer before it, not what a hook puts in its place: then a
+        # layer that is recomputed in the backward has the right inputs however the recomputing treats hooks
+        for index, layer in enumerate(self.layers[: self.first]):
+            layer.__dict__["forward"] = give if index == self.first - 1 else self._pass
             stack.callback(layer.__dict__.pop, "forward")
-
-        def give(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
-
-        handle = self.layers[self.first].register_forward_pre_hook(give, with_kwargs=True)
-        stack.callback(handle.remove)
 
     def _pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden_states,) if self._tuples else hidden_states

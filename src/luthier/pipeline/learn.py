@@ -53,10 +53,12 @@ def adapt(recipe: Recipe, base: Any, task: Any, data: Data, emit: Emitter) -> An
         attached.start_from_inputs(lambda: _read_rows(adapted, data))
     base.shared_prefix = settings.shared_prefix
     adapted.layout = "padded" if settings.engine == "plain" else _choose_layout(adapted, data, emit)
+    _refuse_lost_prefix(settings, adapted)
     _refuse_unfit_sharing(settings, adapted.layout, base, emit)
     _choose_kernels(settings, adapted, data, emit)
     _shift_attention(settings, adapted)
     _tell_frozen_positions(adapted, emit)
+    _tell_row_by_row(adapted, data, emit)
     trained = sum(weight.numel() for weight in adapted.parameters_by_name().values())
     total = sum(weight.numel() for weight in base.model.parameters())
     weights = sum(weight.numel() * weight.element_size() for weight in base.model.parameters())
@@ -106,6 +108,15 @@ def _refuse_unfit_sharing(settings: TrainSettings, layout: str, base: Any, emit:
         emit("warning", what=what, where="train.shared_prefix", remedy="nothing is lost but speed")
 
 
+def _refuse_lost_prefix(settings: TrainSettings, adapted: Any) -> None:
+    """transformers drops a padded batch's cache, and with it the prefix, when it recomputes a layer; flat is exact."""
+    kept = getattr(adapted.attached, "supports_activation_checkpointing", True) or adapted.layout == "flat"
+    if settings.activation_checkpointing and not kept:
+        what = "a prefix is lost when padded layers are recomputed, and this model needs the padded layout"
+        remedy = "train.activation_checkpointing: false, or method: prompt or lora"
+        raise RecipeError(what, where="train.activation_checkpointing", remedy=remedy)
+
+
 def _shift_attention(settings: TrainSettings, adapted: Any) -> None:
     """Switch shifted sparse attention on for the training, or say what it does not fit."""
     if settings.shifted_attention is None:
@@ -137,6 +148,19 @@ def _tell_frozen_positions(adapted: Any, emit: Emitter) -> None:
         )
 
 
+def _tell_row_by_row(adapted: Any, data: Data, emit: Emitter) -> None:
+    """Rows whose rotary frequencies hang on their own length do not go in batches."""
+    from luthier.data.batching import lengths_of
+
+    within, rows = adapted.base.anatomy.rope_constant_within, data.rows["train"]
+    if within is None or not len(rows):
+        return
+    count = int((lengths_of(rows) + adapted.attached.virtual_tokens > within).sum())
+    if count:
+        what = f"{count} of {len(rows)} training rows go alone: beyond {within} positions this RoPE hangs on the length"
+        emit("warning", what=what, where="context", remedy="nothing is lost but speed; linear and yarn go in batches")
+
+
 def _read_rows(adapted: Any, data: Data) -> None:
     """Send some training rows, evenly spread, through the model one by one."""
     from luthier.engine.batch import from_rows
@@ -150,7 +174,7 @@ def _read_rows(adapted: Any, data: Data) -> None:
 def _choose_layout(adapted: Any, data: Data, emit: Emitter) -> str:
     from luthier.models import selfcheck
 
-    return str(selfcheck.choose_layout(adapted, _first_rows(data), emit))
+    return str(selfcheck.choose_layout(adapted, _first_rows(data), emit, _longest_row(adapted, data)))
 
 
 def _first_rows(data: Data) -> list[Any]:
@@ -159,10 +183,23 @@ def _first_rows(data: Data) -> list[Any]:
     return [_end(rows[index]) for index in range(min(3, len(rows)))]
 
 
-def _end(row: Any) -> Any:
-    if len(row.input_ids) <= CHECKED_TOKENS or len(row.labels) != len(row.input_ids):
+def _longest_row(adapted: Any, data: Data) -> Any:
+    """The longest training row, cut no shorter than what shows a layer's window; None where it is checked anyway."""
+    from luthier.data.batching import lengths_of
+
+    rows = data.rows["train"]
+    if not len(rows):
+        return None
+    index = int(lengths_of(rows).argmax())
+    size = max(CHECKED_TOKENS, (adapted.base.anatomy.local_window or 0) + CHECKED_TOKENS // 4)
+    row = _end(rows[index], size)
+    return None if index < 3 and len(row.input_ids) <= CHECKED_TOKENS else row
+
+
+def _end(row: Any, size: int = CHECKED_TOKENS) -> Any:
+    if len(row.input_ids) <= size or len(row.labels) != len(row.input_ids):
         return row
-    return replace(row, input_ids=row.input_ids[-CHECKED_TOKENS:], labels=row.labels[-CHECKED_TOKENS:])
+    return replace(row, input_ids=row.input_ids[-size:], labels=row.labels[-size:])
 
 
 def batches(recipe: Recipe, rows: Any, context: Mapping[str, Any] | None = None) -> Any:

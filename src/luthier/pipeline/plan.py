@@ -19,15 +19,22 @@ def full_check(
     from luthier.methods import METHODS
 
     prepare.settle_threads(recipe)
-    base = prepare.load_model(recipe, task, labels, problem)
+    told: list[dict[str, Any]] = []
+    emit = Emitter(told.append)
+    base = prepare.load_model(recipe, task, labels, problem, emit)
     data = prepare.encode(recipe, loaded, splits, task, base, labels, problem, cache=None)
     prepare.refuse_short(base, data, recipe)
-    adapted = learn.adapt(recipe, base, task, data, Emitter())
+    adapted = learn.adapt(recipe, base, task, data, emit)
     weights = adapted.parameters_by_name()
     trained = sum(weight.numel() for weight in weights.values())
     total = sum(weight.numel() for weight in base.model.parameters())
     formula = METHODS.parse(recipe.method).formula(base)
     warnings = [{"what": w.what, "where": w.where, "remedy": w.remedy} for w in data.inspection.warnings]
+    warnings += [
+        {key: str(record.get(key, "")) for key in ("what", "where", "remedy")}
+        for record in told
+        if record["kind"] == "warning"
+    ]
     if formula != trained:
         what = f"{trained} numbers are trained, the method's formula says {formula}"
         warnings.append({"what": what, "where": "method", "remedy": "this is a fault of luthier; please report it"})

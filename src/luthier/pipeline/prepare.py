@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import DataError, ModelError, Problem
+from luthier.core.errors import DataError, ModelError, Problem, RecipeError
 from luthier.core.events import Emit, silent
 from luthier.core.types import Example, Row
 from luthier.methods import METHODS
@@ -129,6 +129,9 @@ def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str,
     """The base, with the window extension of the recipe, which is proved to act."""
     from luthier.models.load import load_base
 
+    ignored = [Problem(*fault) for fault in recipe.without_effect(problem)]
+    if ignored:
+        raise RecipeError("a setting would be ignored", problems=ignored)
     plan, config = None, {}
     if recipe.context != "none":
         from luthier.context import CONTEXTS

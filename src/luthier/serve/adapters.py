@@ -96,7 +96,8 @@ def share(base: Base, own: frozenset[str] = frozenset(), implementation: str = a
     model = copy.deepcopy(base.model, memo)
     model.eval().requires_grad_(False)
     model.set_attn_implementation(implementation)
-    return replace(base, model=model, anatomy=anatomy.of(model))
+    found = replace(anatomy.of(model), logit_scale=base.anatomy.logit_scale)  # which loading measured
+    return replace(base, model=model, anatomy=found)
 
 
 def _eight_bits(base: Base) -> list[Tensor]:

@@ -29,5 +29,7 @@ class Task(Protocol):
     generates: ClassVar[bool]
     """Whether answers are generated for samples and text metrics."""
 
+    # Optional: `unused(problem) -> dict[str, str]`, settings of `train:` that the loss has no place for, and why.
+
     def loss(self, base: Base, batch: Batch, virtual: Virtual | None, layout: str, **options: Any) -> LossOutput:
         """Summed loss over the batch's supervised units, with the per-row parts."""

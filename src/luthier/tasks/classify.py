@@ -58,6 +58,15 @@ class Classify:
         """How labels become answers; None for a head."""
         return None if self.has_head else Spoken(self.params.instruction)
 
+    def unused(self, problem: str) -> dict[str, str]:
+        """Settings of `train:` that this loss has no place for, and why. `problem` may be auto: not known yet."""
+        if not self.has_head:
+            return {}
+        found = {"z_loss": "a row head has no vocabulary whose size z_loss could hold"}
+        if problem in ("multi", "regression"):
+            found["label_smoothing"] = f"the loss of a {problem} problem has no classes to smooth over"
+        return found
+
     def loss(
         self,
         base: Base,

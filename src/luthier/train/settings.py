@@ -48,7 +48,7 @@ class TrainSettings(Settings):
     accumulate: int = Field(1, gt=0)
     """Micro-batches of one optimizer step (with batch_size)."""
     micro_tokens: int | None = Field(None, gt=0)
-    """Most tokens of one forward; batch_tokens above it are accumulated. null: as much as memory allows."""
+    """Most tokens of one forward; batch_tokens above it are accumulated. null: 4096, halved where memory runs out."""
     lr: float | Literal["auto", "probe"] = "auto"
     """A number, auto (the method's default), or probe (short runs over a range on the real data)."""
     schedule: ScheduleSettings = ScheduleSettings()

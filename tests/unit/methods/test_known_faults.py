@@ -26,10 +26,11 @@ from luthier.tasks.token_loss import token_loss
 
 @pytest.mark.parametrize("method", ["prefix", "dynamic_prefix", "{name: stack, preset: mam}"])
 def test_b1_b2_b24_checkpointing_never_drops_a_prefix(method: str) -> None:
-    """Refused by the recipe, before a model is loaded."""
-    text = f"data: {{train: x.jsonl}}\nmethod: {method}\ntrain: {{activation_checkpointing: true}}\n"
+    """Refused by the recipe, before a model is loaded; flat rows keep it."""
+    text = f"data: {{train: x.jsonl}}\nmethod: {method}\ntrain: {{activation_checkpointing: true, engine: plain}}\n"
     with pytest.raises(RecipeError, match=r"recipe has faults|prefix is lost"):
         Recipe.parse(text)
+    Recipe.parse(text, "train.engine=auto")
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "opt"])

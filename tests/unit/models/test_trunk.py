@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from luthier.adapted import AdaptedModel
 from luthier.core.types import Row
 from luthier.data.batching import BatchPlan
+from luthier.engine.batch import from_rows
 from luthier.methods import METHODS
 from luthier.models import anatomy, trunk
 from luthier.models.base import Base
@@ -101,3 +102,59 @@ def test_where_it_does_not_apply_it_says_why(method, changes, why, tmp_path):
     assert why in told[0]
     assert adapted.base.trunk is None
     assert not (tmp_path / "t").exists()
+
+
+def gradients_of(kind, checkpointing, layers):
+    """Gradients of a LoRA on these layers, and how often each layer was computed."""
+    adapted = adapted_of(kind, {"name": "lora", "r": 4, "layers": layers})
+    with torch.no_grad():
+        for name, weight in adapted.parameters_by_name().items():
+            weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+    adapted.loss_options = {"checkpointing": checkpointing}
+    calls = [0] * len(adapted.base.anatomy.layers)
+
+    def count(index):
+        def note(module, args):
+            calls[index] += 1
+
+        return note
+
+    for index, (_, part) in enumerate(adapted.base.anatomy.attentions):  # hooks of whole layers are not called again
+        part.register_forward_pre_hook(count(index))
+    adapted.train()
+    reached = []
+    table = adapted.base.model.get_input_embeddings()
+    table.register_forward_hook(lambda module, args, made: reached.append(made.requires_grad))
+    adapted.loss(from_rows(rows())).total.backward()
+    return {name: weight.grad for name, weight in adapted.parameters_by_name().items()}, calls, reached
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_recomputing_stops_at_the_lowest_adapter(kind):
+    """Frozen layers below it are computed once, and no gradient goes through them; the gradients are the same."""
+    plain, once, _ = gradients_of(kind, False, [2, 3])
+    again, calls, reached = gradients_of(kind, True, [2, 3])
+    assert (once, calls, reached) == ([1, 1, 1, 1], [1, 1, 2, 2], [False])
+    assert plain.keys() == again.keys()
+    for name, wanted in plain.items():
+        assert torch.allclose(again[name], wanted, atol=1e-6 * float(wanted.abs().max()) + 1e-9), name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_kept_states_go_with_recomputed_layers(kind, tmp_path):
+    """The second pass reads the states, recomputes the layers above in the backward, and has the same gradients."""
+    adapted = adapted_of(kind, {"name": "lora", "r": 4, "layers": [-1]})
+    adapted.loss_options = {"checkpointing": True}
+    told = []
+    assert trunk.install(adapted, rows(), tmp_path / "trunk.bin", lambda kind, **facts: told.append(facts))
+    assert told == [{"layers": 3, "of": 4, "disk_mb": pytest.approx(0.0, abs=0.1)}]
+    adapted.train()
+    found = []
+    for _ in range(2):
+        for weight in adapted.parameters_by_name().values():
+            weight.grad = None
+        adapted.loss(from_rows(rows())).total.backward()
+        found.append({name: weight.grad for name, weight in adapted.parameters_by_name().items()})
+    assert adapted.base.trunk.reused == sum(len(row.input_ids) for row in rows())
+    for name, wanted in found[0].items():
+        assert torch.equal(found[1][name], wanted), name
