@@ -67,6 +67,13 @@ ABSENT: dict[tuple[str, str], str] = {
 }
 """(member or variant, architecture) → why there is nothing to run: there the method must refuse."""
 
+ABSENT_TASKS: dict[tuple[str, str], str] = {
+    ("bert", "instruct"): "an encoder's tokens see the ones behind them: the answer would be read off the input",
+    ("bert", "language_model"): "an encoder's tokens see the ones behind them: the next token would be read off",
+    ("t5", "classify"): "no head on encoder-decoders: the label's text is the answer (task instruct)",
+}
+"""(architecture, task) → why no method does it: there loading the model for the task must refuse."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -95,9 +102,9 @@ class Cell:
 
 
 def cells(names: list[str], kinds: tuple[str, ...] = tiny.KINDS) -> list[Cell]:
-    """Every member in every architecture; BERT with a head only, T5 without, decoders with both."""
-    heads = {"bert": (True,), "t5": (False,)}
-    return [Cell(name, kind, head) for name in names for kind in kinds for head in heads.get(kind, (False, True))]
+    """Every member in every architecture, as a language model and with a head, where the architecture has the task."""
+    made = [Cell(name, kind, head) for name in names for kind in kinds for head in (False, True)]
+    return [cell for cell in made if (cell.kind, cell.task) not in ABSENT_TASKS]
 
 
 def rows() -> list[Row]:

@@ -115,7 +115,11 @@ def of(model: PreTrainedModel) -> Anatomy:
 
 def kind_of(model: PreTrainedModel) -> str:
     """decoder | encoder | encoder_decoder."""
-    config: Any = model.config
+    return kind_of_config(model.config)
+
+
+def kind_of_config(config: Any) -> str:
+    """The same, before anything is loaded."""
     if config.is_encoder_decoder:
         return "encoder_decoder"
     encoders = ("bert", "roberta", "distilbert", "xlm-roberta", "electra", "deberta", "deberta-v2", "mpnet", "albert")

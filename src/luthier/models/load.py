@@ -15,7 +15,7 @@ from luthier.core.errors import ModelError
 from luthier.core.fingerprint import of_file, of_value
 from luthier.models import anatomy
 from luthier.models.base import Base
-from luthier.models.gate import check_model_folder
+from luthier.models.gate import check_config, check_model_folder
 from luthier.models.settings import ModelSettings
 
 SAMPLED_TENSORS = 8
@@ -103,6 +103,13 @@ def _head_modules(model: Any, fresh: Sequence[str]) -> tuple[str, ...]:
     found = [name for name in names if hasattr(model, name)]
     found += sorted({name.rpartition(".")[0] for name in fresh} - set(found))
     return tuple(name for name in found if not any(name.startswith(other + ".") for other in found))
+
+
+def architecture(folder: Path) -> Any:
+    """The model's config as transformers reads it, past the gate; no weight is read."""
+    if (folder / "config.json").is_file():
+        check_config(folder / "config.json")
+    return _config(folder, None, "single", None)
 
 
 def _config(folder: Path, labels: Sequence[str] | None, problem: str, context: Mapping[str, Any] | None) -> Any:
