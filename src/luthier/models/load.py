@@ -94,7 +94,12 @@ def load_base(
     weights = "" if settings.random_init else fingerprint_weights(folder)
     facts = {**fingerprint_files(folder), "weights": weights}
     head = _head_modules(model, fresh) if labels else ()
-    return Base(model, tokenizer, found, kind, folder, facts, stop_ids, pad_id, head, dict(context or {}))
+    base = Base(model, tokenizer, found, kind, folder, facts, stop_ids, pad_id, head, dict(context or {}))
+    if labels:
+        from luthier.models import suited
+
+        suited.prove_head(base)
+    return base
 
 
 def _head_modules(model: Any, fresh: Sequence[str]) -> tuple[str, ...]:
