@@ -32,6 +32,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Small settings by member; a member that is not listed runs with its defaults."""
 
+
+def _gated(start: str) -> dict[str, Any]:
+    """A gated LoRA that does not start at zero, beside a gated bottleneck."""
+    parts = ({"name": "lora", "r": 2, "init": start}, {"name": "bottleneck", "reduction": 4})
+    return {"name": "stack", "gates": True, "methods": parts}
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora-dora": {"name": "lora", "r": 4, "dora": True, "rslora": True},
     "lora-norms": {"name": "lora", "r": 4, "bias": "all", "train_norms": True},
@@ -39,6 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora-tokens": {"name": "lora", "r": 2, "train_tokens": ("w3", 5)},
     "lora-pissa": {"name": "lora", "r": 2, "init": "pissa"},
     "lora-olora": {"name": "lora", "r": 2, "init": "olora"},
+    "lora-eva": {"name": "lora", "r": 2, "init": "eva"},
+    "lora-rslora": {"name": "lora", "r": 4, "rslora": True},
     "full-last": {"name": "full", "layers": "-1", "embeddings": False, "norms": False},
     "prefix-mlp": {"name": "prefix", "length": 3, "mlp": 8},
     "prefix-tied": {"name": "prefix", "length": 3, "tied": True, "init": "embeddings"},
@@ -52,6 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "name": "stack",
         "methods": ({"name": "prompt", "length": 3}, {"name": "bottleneck", "reduction": 4}),
     },
+    **{f"stack-gated-{start}": _gated(start) for start in ("pissa", "olora", "eva")},
 }
 """More forms of the same members, on fewer architectures in the quick run."""
 
@@ -66,6 +76,13 @@ ABSENT: dict[tuple[str, str], str] = {
     ("peft", "gpt2"): "PEFT's LoHa has no layer for GPT-2's Conv1D",
 }
 """(member or variant, architecture) → why there is nothing to run: there the method must refuse."""
+
+ABSENT_TASKS: dict[tuple[str, str], str] = {
+    ("bert", "instruct"): "an encoder's tokens see the ones behind them: the answer would be read off the input",
+    ("bert", "language_model"): "an encoder's tokens see the ones behind them: the next token would be read off",
+    ("t5", "classify"): "no head on encoder-decoders: the label's text is the answer (task instruct)",
+}
+"""(architecture, task) → why no method does it: there loading the model for the task must refuse."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,12 @@ class Cell:
         return dict(VARIANTS.get(self.name) or {"name": self.name, **SETTINGS.get(self.name, {})})
 
     @property
+    def rounds(self) -> bool:
+        """Whether the method starts as a difference of two equal products, which cancel up to rounding."""
+        parts = (self.spec, *self.spec.get("methods", ()))
+        return any(part.get("init") in ("pissa", "olora") for part in parts)
+
+    @property
     def task(self) -> str:
         """Name of the task in the table."""
         return "classify" if self.head else "language_model"
@@ -95,9 +118,9 @@ class Cell:
 
 
 def cells(names: list[str], kinds: tuple[str, ...] = tiny.KINDS) -> list[Cell]:
-    """Every member in every architecture; BERT with a head only, T5 without, decoders with both."""
-    heads = {"bert": (True,), "t5": (False,)}
-    return [Cell(name, kind, head) for name in names for kind in kinds for head in heads.get(kind, (False, True))]
+    """Every member in every architecture, as a language model and with a head, where the architecture has the task."""
+    made = [Cell(name, kind, head) for name in names for kind in kinds for head in (False, True)]
+    return [cell for cell in made if (cell.kind, cell.task) not in ABSENT_TASKS]
 
 
 def rows() -> list[Row]:

@@ -37,9 +37,17 @@ def prop(name: str) -> Callable[[Property], Property]:
 
 def attach(cell: Cell) -> tuple[Any, Any, Any]:
     """(member, base, attached)."""
-    base = cell.base()
-    member = METHODS.parse(cell.spec)
-    return member, base, member.attach(base, 11)
+    member, base = METHODS.parse(cell.spec), cell.base()
+    return member, base, started(member, base)
+
+
+def started(member: Any, base: Any) -> Any:
+    """Attached, and begun with what the layers read where the method wants that."""
+    attached = member.attach(base, 11)
+    if getattr(attached, "wants_inputs", False):
+        with torch.no_grad():
+            attached.start_from_inputs(lambda: battery.outputs(base, attached))
+    return attached
 
 
 def _close(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> str:
@@ -84,12 +92,11 @@ def identity(cell: Cell) -> str:
     with torch.no_grad():
         base = cell.base()
         wanted = battery.outputs(base, None)
-        attached = METHODS.parse(cell.spec).attach(base, 11)
+        attached = started(METHODS.parse(cell.spec), base)
         if attached.virtual_tokens:
             return "— virtual tokens take attention from the first step on"
         found = battery.outputs(base, attached)
-    exact = cell.spec.get("init") not in ("pissa", "olora")
-    return _equal(found, wanted) if exact else _close(found, wanted)
+    return _close(found, wanted) if cell.rounds else _equal(found, wanted)
 
 
 @prop("gradients: declared weights, all of them")
@@ -129,8 +136,7 @@ def reload(cell: Cell) -> str:
         other = cell.base()
         again = type(member).reload(Path(place), other)
         found = battery.outputs(other, again)
-    exact = cell.spec.get("init") not in ("pissa", "olora")  # these are saved as another, equal sum
-    return _equal(found, wanted) if exact else _close(found, wanted)
+    return _close(found, wanted) if cell.rounds else _equal(found, wanted)  # these are saved as another, equal sum
 
 
 @prop("resume equal to the bit")

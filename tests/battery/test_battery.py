@@ -14,8 +14,11 @@ import torch
 from cells import Cell
 from properties import PROPERTIES, falls
 
-from luthier.core.errors import LuthierError
+from luthier.core.errors import LuthierError, ModelError
 from luthier.methods import METHODS
+from luthier.pipeline import prepare
+from luthier.recipe import Recipe
+from luthier.tasks import TASKS
 
 RESULTS: dict[Cell, dict[str, str]] = {}
 MATRIX = Path(__file__).parents[2] / "docs" / "methods" / "matrix.md"
@@ -102,6 +105,17 @@ def test_absent_cells_refuse_up_front(name: str, kind: str) -> None:
     assert len(str(caught.value)) > 20
 
 
+@pytest.mark.parametrize(("kind", "task"), sorted(battery.ABSENT_TASKS), ids="-".join)
+def test_absent_tasks_refuse_before_loading(kind: str, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no method has a task, the model is refused for it by its config."""
+    monkeypatch.setattr("luthier.models.load.load_base", lambda *a, **k: pytest.fail("a model was loaded"))
+    recipe = Recipe.parse(f"model: {{path: '{tiny.folder(kind)}'}}\ntask: {task}\ndata: {{train: x.jsonl}}\n")
+    with pytest.raises(ModelError) as caught:
+        prepare.load_model(recipe, TASKS.parse(task), tiny.LABELS if task == "classify" else (), "single")
+    assert caught.value.where == "model.path"
+    assert caught.value.remedy
+
+
 def test_no_member_is_forgotten() -> None:
     """Every member stands in the battery, and every exception names something that exists."""
     covered = {cell.name for cell in _MEMBERS}
@@ -109,6 +123,8 @@ def test_no_member_is_forgotten() -> None:
     assert {name for name, _ in battery.ABSENT} <= covered | set(battery.VARIANTS)
     assert set(battery.SETTINGS) <= covered
     assert {kind for _, kind in battery.ABSENT} <= set(tiny.KINDS)
+    cells = {(cell.kind, cell.task) for cell in _MEMBERS} | set(battery.ABSENT_TASKS)
+    assert cells >= {(kind, task) for kind in tiny.KINDS for task in ("classify", "language_model")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,6 +159,8 @@ def _table() -> str:
     lines += ["", "## Notes", *[f"{number}. {note}" for note, number in notes.items()]]
     lines += ["", "## Cells that are refused", "| method | model | why |", "|---|---|---|"]
     lines += [f"| {name} | {kind} | {why} |" for (name, kind), why in sorted(battery.ABSENT.items())]
+    tasks = sorted(battery.ABSENT_TASKS.items())
+    lines += [f"| every method, task {task} | {kind} | {why} |" for (kind, task), why in tasks]
     return "\n".join(lines) + "\n"
 
 

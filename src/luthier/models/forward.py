@@ -194,16 +194,10 @@ def row_logits(
     if states is None:
         states = hidden(base, batch, virtual, layout)
     model: Any = base.model
-    last = batch.bounds[1:].to(states.device) - 1
-    first = batch.bounds[:-1].to(states.device)
     if hasattr(model, "score"):
-        return model.score(states[last])
+        return model.score(states[batch.bounds[1:].to(states.device) - 1])
+    from luthier.models import row_head
+
     if base.kind == "decoder":
-        raise ModelError(f"no classification head in {type(model).__name__}", remedy="use another model")
-    start = states[first]
-    pooler = getattr(model.base_model, "pooler", None)
-    if pooler is not None and not hasattr(model.classifier, "out_proj"):
-        return model.classifier(model.dropout(pooler(start[:, None])))
-    if hasattr(model, "pre_classifier"):  # DistilBERT
-        return model.classifier(model.dropout(torch.relu(model.pre_classifier(start))))
-    return model.classifier(start[:, None])
+        raise row_head.unknown(model)
+    return row_head.encoder_logits(model, states, batch.bounds)

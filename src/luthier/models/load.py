@@ -15,7 +15,7 @@ from luthier.core.errors import ModelError
 from luthier.core.fingerprint import of_file, of_value
 from luthier.models import anatomy, logit_scale
 from luthier.models.base import Base
-from luthier.models.gate import check_model_folder
+from luthier.models.gate import check_config, check_model_folder
 from luthier.models.settings import ModelSettings
 
 SAMPLED_TENSORS = 8
@@ -95,7 +95,11 @@ def load_base(
     facts = {**fingerprint_files(folder), "weights": weights}
     head = _head_modules(model, fresh) if labels else ()
     base = Base(model, tokenizer, found, kind, folder, facts, stop_ids, pad_id, head, dict(context or {}))
-    if not labels:
+    if labels:
+        from luthier.models import suited
+
+        suited.prove_head(base)
+    else:
         base.anatomy = logit_scale.checked(base)
     return base
 
@@ -106,6 +110,13 @@ def _head_modules(model: Any, fresh: Sequence[str]) -> tuple[str, ...]:
     found = [name for name in names if hasattr(model, name)]
     found += sorted({name.rpartition(".")[0] for name in fresh} - set(found))
     return tuple(name for name in found if not any(name.startswith(other + ".") for other in found))
+
+
+def architecture(folder: Path) -> Any:
+    """The model's config as transformers reads it, past the gate; no weight is read."""
+    if (folder / "config.json").is_file():
+        check_config(folder / "config.json")
+    return _config(folder, None, "single", None)
 
 
 def _config(folder: Path, labels: Sequence[str] | None, problem: str, context: Mapping[str, Any] | None) -> Any:

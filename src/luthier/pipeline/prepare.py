@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import DataError, ModelError, Problem, RecipeError
+from luthier.core.errors import DataError, Problem, RecipeError
 from luthier.core.events import Emit, silent
 from luthier.core.types import Example, Row
 from luthier.methods import METHODS
@@ -127,11 +127,14 @@ def _refuse_empty(rows: Mapping[str, Sequence[Row]], problems: Sequence[Problem]
 
 def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str, emit: Emit = silent) -> Any:
     """The base, with the window extension of the recipe, which is proved to act."""
+    from luthier.models import suited
     from luthier.models.load import load_base
 
     ignored = [Problem(*fault) for fault in recipe.without_effect(problem)]
     if ignored:
         raise RecipeError("a setting would be ignored", problems=ignored)
+    _refuse_unspoken(task, problem)
+    suited.refuse_task(recipe.model, task.name, task.has_head)
     plan, config = None, {}
     if recipe.context != "none":
         from luthier.context import CONTEXTS
@@ -141,7 +144,7 @@ def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str,
         plan = CONTEXTS.parse(recipe.context).plan(config)
     headed = (labels or None) if task.has_head else None
     base = load_base(recipe.model, task=task.name, labels=headed, problem=problem, context=plan, seed=recipe.seed)
-    _refuse_unspoken(base, task, problem)
+    suited.prove_causal(base)
     if plan is not None:
         from luthier.context.proof import prove
 
@@ -151,14 +154,9 @@ def load_model(recipe: Recipe, task: Any, labels: tuple[str, ...], problem: str,
     return base
 
 
-def _refuse_unspoken(base: Any, task: Any, problem: str) -> None:
-    """Label texts are answers: that needs a model that answers, and one label a row."""
-    if not task.spoken:
-        return
-    if base.kind == "encoder":
-        what = "an encoder says nothing: it cannot score the text of a label"
-        raise ModelError(what, where="task.by", remedy="task: {name: classify, by: head}")
-    if problem != "single":
+def _refuse_unspoken(task: Any, problem: str) -> None:
+    """Label texts are answers: that needs one label a row."""
+    if task.spoken and problem != "single":
         what = f"labels of a {problem} problem are no single answers"
         raise DataError(what, where="task.by", remedy="task: {name: classify, by: head}")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from luthier.core.errors import CannotMerge
 from luthier.engine.batch import Batch
 from luthier.methods.modules.inplace import check_same
+from luthier.methods.modules.low_rank import START
 from luthier.methods.modules.sources import pool_prompt
 from luthier.methods.modules.tuned import ADAPTER
 from luthier.models.base import Base
@@ -97,6 +98,13 @@ class Stacked:
                 self.gates[f"prefix/{index}"] = nn.Linear(self.base.anatomy.hidden_size, 1)
 
     def _gate_lora(self, layer: Any, gate: nn.Linear) -> None:
+        """The branch as a whole: a start from the weight's own directions has a frozen opposite beside it."""
+        for adapter in (ADAPTER, START):
+            if adapter in layer.lora_A:
+                self._gate_branch(layer.lora_A[adapter], layer.lora_B[adapter], gate)
+
+    @staticmethod
+    def _gate_branch(down: nn.Module, up: nn.Module, gate: nn.Linear) -> None:
         seen: list[Tensor] = []
 
         def note(module: nn.Module, given: tuple[Any, ...]) -> None:
@@ -105,8 +113,8 @@ class Stacked:
         def scale(module: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
             return out * torch.sigmoid(gate(seen.pop().float())).to(out.dtype)
 
-        layer.lora_A[ADAPTER].register_forward_pre_hook(note)
-        layer.lora_B[ADAPTER].register_forward_hook(scale)
+        down.register_forward_pre_hook(note)
+        up.register_forward_hook(scale)
 
     def _prefix(self) -> Any:
         return next(
