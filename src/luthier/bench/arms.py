@@ -58,8 +58,8 @@ OWN = tuple(name for name, kind in KINDS.items() if not kind.peer)
 PLAIN = tuple(name for name, kind in KINDS.items() if kind.peer == "transformers")
 TRL = tuple(name for name, kind in KINDS.items() if kind.peer == "trl")
 PEERS = tuple(dict.fromkeys(kind.peer for kind in KINDS.values() if kind.peer))
-LEAST_SHARED = 8
-"""Tokens that all rows must begin with where shared prefixes are an arm."""
+LEAST_SHARED = 16
+"""Tokens that all rows must begin with where shared prefixes are an arm (`engine.sharing` looks for no fewer)."""
 DEFAULT = ("luthier", "luthier_padded", "transformers")
 USUAL = {"trl": ("trl", "trl_sorted", "trl_packing"), "unsloth": ("unsloth",)}
 """Arms that run without being named where the peer's interpreter is given."""

@@ -2,8 +2,8 @@
 
 The reference shares with the engine no more than the model: padded layout of a single row, logits of every token,
 torch's own cross entropy, autograd, in float64 (float32 for a bfloat16 base). What plain float32 is itself off by, one
-row at a time, is measured beside it: a ReLU whose input rounds to the other side of zero is nobody's fault, so an arm
-may be that much further off.
+row at a time, is measured beside it, and an arm may be that much further off: 2e-6 on `llama25m`, but 4.5e-4 on
+`opt125m` at random weights, where every float32 layout, padded or flat, is off by the same.
 """
 
 from __future__ import annotations
