@@ -1,10 +1,15 @@
 """The engine against Trainer and TRL on both shapes, pair by pair, continued where it stopped.
 
-    python benchmarks/bench_engine.py --trl PYTHON [--minutes 10] [--rounds 2] [--out FILE.json]
+    python benchmarks/bench_engine.py --trl PYTHON [--minutes 10] [--rounds 2] [--out FILE.json] [--tables]
 
 PYTHON is the interpreter of an environment with TRL. A pair is one `luthier bench` of luthier and one peer (epochs
 in turn, in processes of their own); ratios are taken inside a pair, so that what else the machine does weighs
-on both. Every pair is written when it is done. `--shapes` and `--arms` choose; the fewest rounds go first.
+on both. Every pair is written when it is done. `--shapes` and `--arms` choose; the fewest rounds go first. A table is
+made of pairs of one shape and one number of rows: epochs of other rows are other work. `--tables` only makes them anew.
+
+Without padding: TRL's arms that sort or group by length still pad here, where few rows are sorted; over a large data
+set hardly anything is left of it. Their ratio divided by their positions a token is what would then be seen, and the
+goal "TRL at its best" takes the smallest of those and of packing's ratio.
 """
 
 from __future__ import annotations
@@ -22,18 +27,30 @@ from luthier.core import atomic
 
 ROWS = {"llama25m": 32, "opt125m": 32, "tiny": 32}
 EPOCHS = {"llama25m": 2, "opt125m": 1, "tiny": 2}
-ARMS = ("trl_packing", "trl_sorted", "documents", "luthier_int8", "trl", "transformers", "luthier_padded")
+ARMS = (
+    "trl_packing",
+    "trl_sorted",
+    "documents",
+    "luthier_int8",
+    "trl",
+    "trl_grouped",
+    "trl_padding_free",
+    "transformers",
+    "luthier_padded",
+)
+SORTING = ("trl_sorted", "trl_grouped")
 KEPT = ("tokens_per_cpu_s", "mfu", "peak_rss_mb", "loss", "positions_per_token")
 GOALS = {
     "llama25m": {"luthier/trl_best": 2.0, "luthier/documents": 7.0, "mfu": 0.70},
-    "opt125m": {"luthier/trl_best": 2.0, "luthier/documents": 5.0, "mfu": 0.85, "luthier/luthier_int8": 1 / 1.4},
+    "opt125m": {"luthier/trl_best": 2.0, "luthier/documents": 5.0, "mfu": 0.85, "luthier_int8/luthier": 1.4},
 }
 
 
 def main() -> None:
     """Pairs until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trl", required=True)
+    parser.add_argument("--trl")
+    parser.add_argument("--tables", action="store_true", help="Measure nothing.")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=2, help="Pairs of every peer and shape.")
     parser.add_argument("--shapes", nargs="+", default=["llama25m", "opt125m"])
@@ -41,6 +58,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine.json")
     given = parser.parse_args()
     pairs = json.loads(given.out.read_text("utf-8"))["pairs"] if given.out.is_file() else []
+    if given.tables:
+        atomic.write_json(given.out, {"tables": tables(pairs), "pairs": pairs})
+        return
     until = time.monotonic() + 60 * given.minutes
     while time.monotonic() < until and (todo := missing(pairs, given.shapes, given.arms, given.rounds)):
         shape, arm = todo[0]
@@ -48,7 +68,7 @@ def main() -> None:
         began = time.monotonic()
         found = control.bench([arm], shape=shape, rows=ROWS[shape], rounds=EPOCHS[shape], trl=given.trl, say=tell)
         pairs.append({"shape": shape, "peer": arm, "minutes": round((time.monotonic() - began) / 60, 1), **found})
-        atomic.write_json(given.out, {"tables": {name: table(pairs, name) for name in given.shapes}, "pairs": pairs})
+        atomic.write_json(given.out, {"tables": tables(pairs), "pairs": pairs})
 
 
 def tell(words: str) -> None:
@@ -57,9 +77,11 @@ def tell(words: str) -> None:
 
 
 def missing(pairs: list[dict[str, Any]], shapes: list[str], arms: list[str], rounds: int) -> list[tuple[str, str]]:
-    """Pairs still to be measured, the least measured first."""
+    """Pairs still to be measured on this many rows, the least measured first. A pair whose peer was dropped counts."""
     counts = {
-        (shape, arm): sum(pair["shape"] == shape and pair["peer"] == arm for pair in pairs)
+        (shape, arm): sum(
+            pair["shape"] == shape and pair["peer"] == arm and pair["work"]["count"] == ROWS[shape] for pair in pairs
+        )
         for arm in arms
         for shape in shapes
     }
@@ -67,9 +89,15 @@ def missing(pairs: list[dict[str, Any]], shapes: list[str], arms: list[str], rou
     return [pair for pair in order if counts[pair] < rounds]
 
 
-def table(pairs: list[dict[str, Any]], shape: str) -> dict[str, Any]:
+def tables(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One a shape and number of rows, in the order of their first pairs: {"llama25m, 32 rows": …}."""
+    kinds = dict.fromkeys((pair["shape"], pair["work"]["count"]) for pair in pairs)
+    return {f"{shape}, {rows} rows": table(pairs, shape, rows) for shape, rows in kinds}
+
+
+def table(pairs: list[dict[str, Any]], shape: str, rows: int) -> dict[str, Any]:
     """Per arm the medians over all pairs, ratios with their ranges, and the goals beside them."""
-    here = [pair for pair in pairs if pair["shape"] == shape]
+    here = [pair for pair in pairs if (pair["shape"], pair["work"]["count"]) == (shape, rows)]
     if not here:
         return {}
     arms: dict[str, dict[str, list[float]]] = {}
@@ -79,22 +107,54 @@ def table(pairs: list[dict[str, Any]], shape: str) -> dict[str, Any]:
             positions = arm["computed_positions"] / pair["work"]["tokens"]
             for key, values in kept.items():
                 values.append(positions if key == "positions_per_token" else arm[key])
-    ratios: dict[str, Any] = {}
-    for name in dict.fromkeys(pair["peer"] for pair in here):
-        edges = [pair["ratios"][f"luthier/{name}"] for pair in here if pair["peer"] == name]
-        low, high = min(edge["range"][0] for edge in edges), max(edge["range"][1] for edge in edges)
-        middle = statistics.median(edge["median"] for edge in edges)
-        ratios[f"luthier/{name}"] = {"median": round(middle, 3), "range": [low, high], "clear": low > 1 or high < 1}
-    rivals = [name for name in ratios if name.removeprefix("luthier/") in control.TRL]
-    if rivals:
-        best = min(rivals, key=lambda name: ratios[name]["median"])
-        ratios["luthier/trl_best"] = {**ratios[best], "arm": best.removeprefix("luthier/")}
-    rows = {
+    medians = {
         name: {key: round(statistics.median(values), 4) for key, values in kept.items()} for name, kept in arms.items()
     }
-    measured = {**{name: ratio["median"] for name, ratio in ratios.items()}, "mfu": rows["luthier"]["mfu"]}
-    goals = {name: {"goal": goal, "measured": measured.get(name)} for name, goal in GOALS.get(shape, {}).items()}
-    return {"arms": rows, "ratios": ratios, "goals": goals, "work": here[0]["work"]}
+    ratios = {
+        f"luthier/{name}": merged([pair for pair in here if pair["peer"] == name], name)
+        for name in dict.fromkeys(pair["peer"] for pair in here)
+        if name in medians
+    }
+    for name in SORTING:
+        if f"luthier/{name}" in ratios:
+            one = ratios[f"luthier/{name}"]
+            one["without_padding"] = round(one["median"] / medians[name]["positions_per_token"], 3)
+    goals = {
+        name: {"goal": goal, "measured": measured(name, ratios, medians)} for name, goal in GOALS.get(shape, {}).items()
+    }
+    return {"arms": medians, "ratios": ratios, "goals": goals, "work": here[0]["work"], "pairs": len(here)}
+
+
+def merged(pairs: list[dict[str, Any]], peer: str) -> dict[str, Any]:
+    """Median and range over the pairs of one peer; clear where two epochs or more leave 1 out."""
+    edges = [pair["ratios"][f"luthier/{peer}"] for pair in pairs if f"luthier/{peer}" in pair["ratios"]]
+    low, high = min(edge["range"][0] for edge in edges), max(edge["range"][1] for edge in edges)
+    middle = statistics.median(edge["median"] for edge in edges)
+    epochs = sum(pair.get("rounds", 1) for pair in pairs)
+    clear = epochs > 1 and (low > 1 or high < 1)
+    return {"median": round(middle, 3), "range": [low, high], "clear": clear, "epochs": epochs}
+
+
+def measured(goal: str, ratios: dict[str, Any], arms: dict[str, Any]) -> float | None:
+    """What stands beside a goal, None where it was not measured; TRL at its best also notes which arm that is."""
+    if goal == "mfu":
+        return float(arms["luthier"]["mfu"])
+    if goal == "luthier/trl_best":
+        rivals = {
+            name: ratio.get("without_padding", ratio["median"])
+            for name, ratio in ratios.items()
+            if name.removeprefix("luthier/") in control.TRL
+        }
+        if not rivals:
+            return None
+        best = min(rivals, key=rivals.__getitem__)
+        ratios["luthier/trl_best"] = {**ratios[best], "arm": best.removeprefix("luthier/"), "counted": rivals[best]}
+        return float(rivals[best])
+    top, _, bottom = goal.partition("/")
+    if goal in ratios:
+        return float(ratios[goal]["median"])
+    turned = ratios.get(f"{bottom}/{top}")
+    return None if turned is None else round(1 / turned["median"], 3)
 
 
 if __name__ == "__main__":

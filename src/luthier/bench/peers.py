@@ -1,4 +1,5 @@
-"""One arm of a peer, in the peer's own interpreter: imports nothing of luthier. Orders as in `worker.py`: "go".
+"""One arm of a peer, in the peer's own interpreter: imports nothing of luthier. Orders as in `worker.py`:
+check, warm, go. The check goes through the peer's whole loop too: one step whose gradients are taken before its update.
 
 transformers      Trainer + PEFT, 4 rows × 4, dynamic padding, loss on the answers, the order of the rows kept
 documents         the same padded to 512 with loss on every token, a common tutorial's setup
@@ -7,10 +8,13 @@ trl_grouped       16 rows, grouped by length
 trl_sorted        16 rows in the order of their lengths: what grouping comes to over a large data set
 trl_packing       packing to 512 (best-fit), about 16 rows a step
 trl_padding_free  16 rows in one flat row
+unsloth           its model and its patched SFTTrainer, 16 rows a step, packing off. **Written from its documented
+                  interface and never run**: it needs a GPU
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import sys
@@ -19,14 +23,40 @@ import time
 from pathlib import Path
 from typing import Any
 
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "unsloth", "flash_attn", "liger_kernel")
 
-def load(work: dict[str, Any]) -> Any:
+
+def load(work: dict[str, Any], arm: str) -> Any:
     """Base and start adapter."""
+    if arm == "unsloth":
+        return load_unsloth(work)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(work["model"], local_files_only=True)
-    return PeftModel.from_pretrained(base, work["start"], is_trainable=True)
+    options: dict[str, Any] = {"dtype": work["dtype"], "attn_implementation": attention(work)}
+    base = AutoModelForCausalLM.from_pretrained(work["model"], local_files_only=True, **options)
+    return PeftModel.from_pretrained(base.to(work["device"]), work["start"], is_trainable=True)
+
+
+def attention(work: dict[str, Any]) -> str:
+    """FlashAttention where it is installed and there is a GPU for it; else torch's own."""
+    half = work["dtype"] in ("bfloat16", "float16")
+    there = importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if work["device"] != "cpu" and half and there else "sdpa"
+
+
+def load_unsloth(work: dict[str, Any]) -> Any:
+    """As its documentation says: FastLanguageModel, then LoRA without dropout and without recomputation. Never run."""
+    from unsloth import FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(
+        model_name=work["model"], max_seq_length=work["longest"], dtype=None, load_in_4bit=False
+    )
+    lora = work["lora"]
+    return FastLanguageModel.get_peft_model(
+        model, r=lora["r"], lora_alpha=lora["alpha"], target_modules=lora["targets"], lora_dropout=0, bias="none",
+        use_gradient_checkpointing=False,
+    )  # fmt: skip
 
 
 def arguments(work: dict[str, Any], rows: int, accumulate: int) -> dict[str, Any]:
@@ -44,10 +74,10 @@ def arguments(work: dict[str, Any], rows: int, accumulate: int) -> dict[str, Any
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
-        "use_cpu": True,
-        "bf16": False,
+        "use_cpu": work["device"] == "cpu",
+        "bf16": work["dtype"] == "bfloat16",
         "seed": 0,
-        "dataloader_pin_memory": False,
+        "dataloader_pin_memory": work["device"] != "cpu",
     }
 
 
@@ -69,26 +99,28 @@ def collate_to(width: int | None, everything: bool) -> Any:
     return collate
 
 
-def plain_trainer(model: Any, work: dict[str, Any], rows: list[dict[str, Any]], documents: bool) -> Any:
+def plain_trainer(model: Any, work: dict[str, Any], rows: list[dict[str, Any]], arm: str, **more: Any) -> Any:
     """Hugging Face's Trainer over a PEFT model."""
     from transformers import Trainer, TrainingArguments
 
-    options = arguments(work, 4, work["rows_per_step"] // 4)
+    documents = arm == "documents"
+    options = {**arguments(work, 4, work["rows_per_step"] // 4), **more}
     options |= {"train_sampling_strategy": "sequential", "remove_unused_columns": False}
     collate = collate_to(work["longest"] if documents else None, documents)
     return Trainer(model, TrainingArguments(**options), data_collator=collate, train_dataset=rows)
 
 
-def trl_trainer(model: Any, work: dict[str, Any], rows: list[dict[str, Any]], arm: str) -> Any:
+def trl_trainer(model: Any, work: dict[str, Any], rows: list[dict[str, Any]], arm: str, **more: Any) -> Any:
     """TRL's SFTTrainer on pre-tokenised rows."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    batch = {"trl": 4, "trl_packing": max(1, round(work["rows_per_step"] * work["tokens"] / work["count"] / 512))}
+    packs = round(work["rows_per_step"] * work["tokens"] / work["count"] / work["longest"])
+    batch = {"trl": 4, "trl_packing": max(1, packs)}
     size = batch.get(arm, work["rows_per_step"])
     options = arguments(work, size, work["rows_per_step"] // 4 if arm == "trl" else 1)
-    options |= {"max_length": work["longest"], "completion_only_loss": True, "gradient_checkpointing": False}
+    options |= {"max_length": work["longest"], "completion_only_loss": True, "gradient_checkpointing": False, **more}
     if arm == "trl_grouped":
         options["train_sampling_strategy"] = "group_by_length"
     if arm == "trl_sorted":
@@ -97,7 +129,7 @@ def trl_trainer(model: Any, work: dict[str, Any], rows: list[dict[str, Any]], ar
     if arm == "trl_packing":
         options |= {"packing": True, "padding_free": False}
     if arm == "trl_padding_free":
-        options["padding_free"] = True
+        options |= {"padding_free": True, "max_length": None}  # TRL refuses a length here; no row is longer
     data = Dataset.from_dict(
         {
             "input_ids": [row["input_ids"] for row in rows],
@@ -108,12 +140,82 @@ def trl_trainer(model: Any, work: dict[str, Any], rows: list[dict[str, Any]], ar
     return SFTTrainer(model, SFTConfig(**options), train_dataset=data, processing_class=tokenizer)
 
 
-def reset(model: Any, work: dict[str, Any]) -> None:
-    """The start adapter again."""
+def reset(model: Any, adapter: str) -> None:
+    """The start adapter again, or the probe."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    set_peft_model_state_dict(model, load_file(Path(work["start"]) / "adapter_model.safetensors"))
+    set_peft_model_state_dict(model, load_file(Path(adapter) / "adapter_model.safetensors"))
+
+
+def trainer_of(model: Any, work: dict[str, Any], rows: list[dict[str, Any]], arm: str, **more: Any) -> Any:
+    """This arm's trainer over these rows."""
+    make = plain_trainer if arm in ("transformers", "documents") else trl_trainer
+    return make(model, work, rows, arm, **more)
+
+
+def check(model: Any, work: dict[str, Any], rows: list[dict[str, Any]], arm: str, save: str) -> dict[str, Any]:
+    """Loss and gradients of one step over the checked rows, whatever micro-batches it takes, without clipping."""
+    from safetensors.torch import save_file
+    from transformers import TrainerCallback
+
+    reset(model, work["probe"])
+    found: dict[str, Any] = {}
+
+    class Take(TrainerCallback):
+        """Keeps the gradients that the optimizer is about to see."""
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            """Called once: everything is one step."""
+            named = ((name, weight) for name, weight in model.named_parameters() if weight.grad is not None)
+            found.update((name, weight.grad.detach().float().cpu().clone()) for name, weight in named)
+
+    few = [rows[index] for index in work["checked"]]
+    trainer = trainer_of(model, work, few, arm, max_grad_norm=0.0, gradient_accumulation_steps=len(few))
+    trainer.add_callback(Take())
+    done = trainer.train()
+    save_file(found, save)
+    return {"loss": done.training_loss, "gradients": save, "steps": done.global_step, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Of what is installed here."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def epoch(model: Any, work: dict[str, Any], rows: list[dict[str, Any]], arm: str, slots: list[int]) -> dict[str, Any]:
+    """The peer's own whole loop; a GPU is waited for."""
+    import torch
+
+    reset(model, work["start"])
+    trainer = trainer_of(model, work, rows, arm)
+    slots[0] = 0
+    wait = (lambda: None) if work["device"] == "cpu" else torch.cuda.synchronize
+    wait()
+    cpu, wall = time.process_time(), time.perf_counter()
+    trainer.train()
+    wait()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return {"cpu_s": cpu, "wall_s": wall, "slots": slots[0]}
+
+
+def peaks(work: dict[str, Any]) -> dict[str, float]:
+    """Peak resident memory of this process, and what it had on the GPU at most."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {"peak_rss_mb": resident / (1 << 20 if sys.platform == "darwin" else 1024)}
+    if work["device"] != "cpu":
+        import torch
+
+        found["peak_cuda_mb"] = torch.cuda.max_memory_allocated() / (1 << 20)
+    return found
 
 
 def main(folder: Path, arm: str, threads: int) -> None:
@@ -122,12 +224,14 @@ def main(folder: Path, arm: str, threads: int) -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    if arm == "unsloth":
+        importlib.import_module("unsloth")  # its documentation: before trl, transformers and peft
     import torch
 
     torch.set_num_threads(threads)
     work = json.loads((folder / "work.json").read_text("utf-8"))
     rows = json.loads(Path(work["rows"]).read_text("utf-8"))
-    model, slots = load(work), [0]
+    model, slots = load(work, arm), [0]
 
     def count(module: Any, given: tuple[Any, ...]) -> None:
         slots[0] += given[0].numel()
@@ -135,16 +239,14 @@ def main(folder: Path, arm: str, threads: int) -> None:
     model.get_input_embeddings().register_forward_pre_hook(count)
     for line in sys.stdin:
         order = json.loads(line)
-        reset(model, work)
-        named = arm in ("transformers", "documents")
-        trainer = plain_trainer(model, work, rows, arm == "documents") if named else trl_trainer(model, work, rows, arm)
-        slots[0] = 0
-        cpu, wall = time.process_time(), time.perf_counter()
-        trainer.train()
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        model.save_pretrained(order["save"])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1024)
-        answers.write(json.dumps({"cpu_s": cpu, "wall_s": wall, "slots": slots[0], "peak_rss_mb": peak}) + "\n")
+        if order["do"] == "check":
+            answer = check(model, work, rows, arm, order["save"])
+        else:
+            few = rows[: work["rows_per_step"]] if order["do"] == "warm" else rows
+            answer = epoch(model, work, few, arm, slots)
+        if order["do"] == "go":
+            model.save_pretrained(order["save"])
+        answers.write(json.dumps({**answer, **peaks(work)}) + "\n")
         answers.flush()
 
 

@@ -20,7 +20,7 @@ def test_the_performance_page_is_fresh():
     assert module.PAGE.read_text("utf-8") == module.page(), "python docs/make_performance_page.py"
 
 
-def pair_of(peer, ratio, low, high, rate):
+def pair_of(peer, ratio, low, high, rate, rows=32, rounds=2, positions=7):
     arms = [
         {
             "name": name,
@@ -28,29 +28,86 @@ def pair_of(peer, ratio, low, high, rate):
             "mfu": 0.5,
             "peak_rss_mb": 10.0,
             "loss": 1.0,
-            "computed_positions": 14,
+            "computed_positions": slots,
         }
-        for name, value in (("luthier", rate), (peer, rate / ratio))
+        for name, value, slots in (("luthier", rate, 7), (peer, rate / ratio, positions))
     ]
     ratios = {f"luthier/{peer}": {"median": ratio, "range": [low, high], "clear": True}}
-    return {"shape": "llama25m", "peer": peer, "arms": arms, "ratios": ratios, "work": {"tokens": 7}}
+    work = {"tokens": 7, "count": rows}
+    return {"shape": "llama25m", "peer": peer, "arms": arms, "ratios": ratios, "work": work, "rounds": rounds}
+
+
+PAIRS = [
+    pair_of("trl_packing", 2.0, 1.9, 2.1, 100.0),
+    pair_of("trl_packing", 3.0, 0.9, 3.2, 200.0),
+    pair_of("trl_sorted", 4.0, 3.9, 4.1, 120.0, positions=14),
+    pair_of("luthier_int8", 0.5, 0.5, 0.5, 120.0, rounds=1),
+]
 
 
 def test_pairs_become_a_table_with_the_goals_beside_them():
     module = module_of(ROOT / "benchmarks" / "bench_engine.py")
-    pairs = [
-        pair_of("trl_packing", 2.0, 1.9, 2.1, 100.0),
-        pair_of("trl_packing", 3.0, 0.9, 3.2, 200.0),
-        pair_of("trl_sorted", 4.0, 3.9, 4.1, 120.0),
-    ]
-    found = module.table(pairs, "llama25m")
-    assert found["ratios"]["luthier/trl_packing"] == {"median": 2.5, "range": [0.9, 3.2], "clear": False}
-    assert found["ratios"]["luthier/trl_best"]["arm"] == "trl_packing"
-    assert found["goals"]["luthier/trl_best"] == {"goal": 2.0, "measured": 2.5}
+    found = module.table(PAIRS, "llama25m", 32)
+    packing = {"median": 2.5, "range": [0.9, 3.2], "clear": False, "epochs": 4}
+    assert found["ratios"]["luthier/trl_packing"] == packing
     assert found["goals"]["luthier/documents"]["measured"] is None
     assert found["arms"]["luthier"]["tokens_per_cpu_s"] == 120.0
-    assert module.table(pairs, "opt125m") == {}
-    left = module.missing(pairs, ["llama25m"], ["trl_packing", "trl_sorted", "documents"], 2)
-    assert left == [("llama25m", "documents"), ("llama25m", "trl_sorted")]
     assert found["arms"]["trl_sorted"]["positions_per_token"] == 2.0
     assert found["arms"]["trl_sorted"]["tokens_per_cpu_s"] == pytest.approx(30.0)
+    assert found["ratios"]["luthier/luthier_int8"]["clear"] is False  # seen once
+    assert module.table(PAIRS, "opt125m", 32) == {}
+    assert module.measured("luthier_int8/luthier", found["ratios"], found["arms"]) == 2.0
+    left = module.missing(PAIRS, ["llama25m"], ["trl_packing", "trl_sorted", "documents"], 2)
+    assert left == [("llama25m", "documents"), ("llama25m", "trl_sorted")]
+
+
+def test_the_best_of_trl_is_what_it_would_show_without_padding():
+    module = module_of(ROOT / "benchmarks" / "bench_engine.py")
+    found = module.table(PAIRS, "llama25m", 32)
+    assert found["ratios"]["luthier/trl_sorted"]["without_padding"] == 2.0
+    assert "without_padding" not in found["ratios"]["luthier/trl_packing"]
+    assert found["ratios"]["luthier/trl_best"]["arm"] == "trl_sorted"
+    assert found["goals"]["luthier/trl_best"] == {"goal": 2.0, "measured": 2.0}
+    less = [*PAIRS[:2], pair_of("trl_sorted", 6.0, 5.0, 7.0, 120.0, positions=14)]
+    assert module.table(less, "llama25m", 32)["goals"]["luthier/trl_best"]["measured"] == 2.5
+
+
+def test_pairs_of_other_rows_are_another_table():
+    module = module_of(ROOT / "benchmarks" / "bench_engine.py")
+    mixed = [*PAIRS, pair_of("trl_packing", 9.0, 9.0, 9.0, 100.0, rows=48)]
+    made = module.tables(mixed)
+    assert list(made) == ["llama25m, 32 rows", "llama25m, 48 rows"]
+    assert made["llama25m, 32 rows"]["ratios"]["luthier/trl_packing"]["median"] == 2.5
+    assert made["llama25m, 48 rows"]["ratios"]["luthier/trl_packing"]["median"] == 9.0
+    assert (made["llama25m, 32 rows"]["pairs"], made["llama25m, 48 rows"]["pairs"]) == (4, 1)
+    assert module.missing(mixed, ["llama25m"], ["trl_packing"], 3) == [("llama25m", "trl_packing")]
+
+
+def test_the_page_has_every_goal_and_says_what_was_not_measured(monkeypatch):
+    module = module_of(ROOT / "docs" / "make_performance_page.py")
+    engine = module_of(ROOT / "benchmarks" / "bench_engine.py")
+    pairs = engine.tables([*PAIRS, pair_of("trl_packing", 9.0, 9.0, 9.0, 100.0, rows=48)])
+    shown = {"engine": {"tables": pairs}, "sequence": {"shapes": {"opt125m": {"share": {"luthier": 0.4}}}}}
+    monkeypatch.setattr(module, "read", lambda name: shown.get(name, {}))
+    text = module.goals()
+    assert "| over TRL at its best, llama25m | ≥ 2.0 | 2.00 |" in text
+    assert "| over TRL at its best, opt125m | ≥ 2.0 | not measured |" in text
+    assert "plain HF's, opt125m | ≤ 0.5 | 0.40 `luthier` |" in text
+    assert "plain HF's, llama25m | ≤ 0.5 | not measured |" in text
+    for goal in ("frozen-trunk cache", "shared instruction", "int8", "by generation", "MFU", "Unsloth", "first step"):
+        assert goal in text
+    assert module.told(pairs["llama25m, 32 rows"]["ratios"]["luthier/trl_packing"]).startswith("no difference shown")
+
+
+def test_shares_of_a_long_sequence():
+    module = module_of(ROOT / "benchmarks" / "bench_sequence.py")
+    plain, own = {"peak_mb": 200, "losses": [2.0, 1.0]}, {"peak_mb": 80, "losses": [2.00001, 1.0]}
+    assert module.compared({"plain": plain, "luthier": own})["share"] == {"luthier": 0.4}
+    assert module.compared({"plain": plain, "luthier": own})["same_loss"]
+    assert not module.compared({"plain": plain, "luthier": {**own, "losses": [2.0, 1.001]}})["same_loss"]
+
+
+def test_the_start_is_a_ratio_inside_a_pair():
+    module = module_of(ROOT / "benchmarks" / "bench_startup.py")
+    found = module.summary([{"run": 3.0, "bare": 2.0}, {"run": 2.0, "bare": 2.0}, {"run": 8.0, "bare": 4.0}])
+    assert found["ratio"] == {"median": 1.5, "range": [1.0, 2.0]}
