@@ -48,4 +48,4 @@ def test_llama_cpp_says_what_luthier_says(tmp_path):
     assert [by_ids for by_ids, _ in found] == ours
     assert [chat for _, chat in found[:-1]] == ours[
         :-1
-    ]  # a control token in a question is text to us, not to llama.cpp
+    ]  # to llama.cpp a control token in a question is one
