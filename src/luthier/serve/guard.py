@@ -27,6 +27,8 @@ OPEN = "/healthz"
 MAKES_ANSWERS = ("/v1/chat/completions", "/v1/completions", "/v1/classify")
 BODY_S = 10.0
 """Seconds for the headers, and again for the body, of one request."""
+READ_S = 60.0
+"""Seconds for a client to take what waits for it (64 KiB beside what the kernel keeps)."""
 LOG = logging.getLogger("luthier.serve")
 
 
@@ -193,9 +195,11 @@ def json_problem(body: bytes) -> str:
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that waits for headers, and for the rest of a refused body, no longer than BODY_S."""
+    """HTTP/1.1 that waits for headers, and for the rest of a refused body, no longer than BODY_S, and for a client to
+    read no longer than READ_S."""
 
     _waiting: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     _entered: Server | None = None
 
     def enter(self, server: Server) -> None:
@@ -222,7 +226,24 @@ class PatientProtocol(H11Protocol):
         """Nothing to wait for."""
         self._leave()
         self._stop_waiting()
+        self._stop_minding()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Too much lies here unread: whoever reads nothing is cut off, since closing would wait for the reader."""
+        super().pause_writing()
+        self._stop_minding()
+        self._unread = self.loop.call_later(READ_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads."""
+        self._stop_minding()
+        super().resume_writing()
+
+    def _stop_minding(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         """Bytes outside of a running request start the clock, a running request stops it."""
