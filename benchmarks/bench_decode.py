@@ -24,7 +24,7 @@ SPREAD = 0.06
 STOPPING = 1 / 50
 """Share of the vocabulary that ends an answer."""
 LIMIT = 128
-ARMS = ("transformers + PEFT, one by one", "transformers + PEFT, 32 left-padded", "luthier")
+ARMS = ("transformers + PEFT, one by one", "luthier", "transformers + PEFT, all left-padded")
 
 
 def main() -> None:
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--shape", default="llama25m")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "decode.json")
+    parser.add_argument("--arms", type=int, default=len(ARMS), help="2 leaves the left-padded peer out.")
     given = parser.parse_args()
     import torch
 
@@ -48,7 +49,7 @@ def main() -> None:
         for number in range(given.rounds):
             rows = make_rows(given.prompts, vocabulary, seed=number + 1)
             prompts = [row["input_ids"][: max(4, sum(label == -100 for label in row["labels"]))] for row in rows]
-            rounds.append(one_round(peer, adapted, prompts, stops))
+            rounds.append(one_round(peer, adapted, prompts, stops, ARMS[: given.arms]))
             work = {"shape": given.shape, "prompts": given.prompts, "limit": LIMIT}
             atomic.write_json(given.out, {"work": work, "machine": machine(), **summed(rounds)})
 
@@ -82,7 +83,9 @@ def arms_of(folder: Path, shape: str) -> tuple[Any, Any, list[int]]:
     return peer.eval(), AdaptedModel(base, attached, None, TASKS.parse("instruct"), LORA).eval(), stops
 
 
-def one_round(peer: Any, adapted: Any, prompts: list[list[int]], stops: list[int]) -> dict[str, Any]:
+def one_round(
+    peer: Any, adapted: Any, prompts: list[list[int]], stops: list[int], arms: tuple[str, ...]
+) -> dict[str, Any]:
     """CPU-seconds and answers of every arm."""
     from luthier.models import decode
 
@@ -92,13 +95,13 @@ def one_round(peer: Any, adapted: Any, prompts: list[list[int]], stops: list[int
 
     runs = {
         ARMS[0]: lambda: [answer for prompt in prompts for answer in theirs(peer, [prompt], stops)],
-        ARMS[1]: lambda: theirs(peer, prompts, stops),
-        ARMS[2]: ours,
+        ARMS[1]: ours,
+        ARMS[2]: lambda: theirs(peer, prompts, stops),
     }
     spent, answers = {}, {}
-    for name, run in runs.items():
+    for name in arms:
         begin = time.process_time()
-        answers[name] = run()
+        answers[name] = runs[name]()
         spent[name] = time.process_time() - begin
     wanted = answers[ARMS[0]]
     same = {name: sum(a == b for a, b in zip(made, wanted, strict=True)) for name, made in answers.items()}
@@ -122,8 +125,8 @@ def theirs(peer: Any, prompts: list[list[int]], stops: list[int]) -> list[list[i
 def summed(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Tokens a CPU-second and the ratios to luthier."""
     arms = {}
-    for name in ARMS:
-        ratios = [one["cpu_s"][name] / one["cpu_s"][ARMS[2]] for one in rounds]
+    for name in rounds[0]["cpu_s"]:
+        ratios = [one["cpu_s"][name] / one["cpu_s"][ARMS[1]] for one in rounds]
         tokens = sum(sum(one["lengths"]) for one in rounds)
         spent = sum(one["cpu_s"][name] for one in rounds)
         arms[name] = {

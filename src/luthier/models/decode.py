@@ -1,6 +1,7 @@
 """Generation for samples and evaluation: batched, sorted by length, with a cache, stops by row, seeded by row.
 
-A row that has ended leaves the batch, and the padding that only it needed goes with it.
+A row that has ended leaves the batch, and the padding that only it needed goes with it. Prompts are read with others
+of their length, and when half of the rows have ended, the next prompts join them.
 
 Greedy output is token-identical to one prompt at a time. Prompts are left-padded with explicit positions, and
 virtual tokens stand directly before each row's own tokens, which is where PEFT goes wrong.
@@ -23,6 +24,9 @@ from luthier.models.base import Base
 
 GREEDY_BELOW = 1e-5
 ROWS_AT_ONCE = 32
+PADDED = 1.25
+"""Prompts that are read together are at most so many times as long as the shortest of them, or SHORT tokens longer."""
+SHORT = 8
 
 
 class Answers(Protocol):
@@ -96,7 +100,7 @@ def _parts(
 
     parts: list[list[int]] = []
     for at, index in enumerate(order):
-        if not parts or len(parts[-1]) == ROWS_AT_ONCE or kind(index) != kind(order[at - 1]):
+        if not parts or kind(index) != kind(order[at - 1]):
             parts.append([])
         parts[-1].append(index)
     return parts
@@ -147,11 +151,17 @@ def _batch(
     """`limits[n]` is the most tokens that prompt n gets."""
     base = adapted.base
     made: list[list[int]] = [[] for _ in prompts]
-    rows = [index for index, limit in enumerate(limits) if limit]
-    if rows:
-        batch = from_rows([prompts[index] for index in rows]).to(_device(base))
-        state = start(base, batch, adapted.virtual(batch))
-    while rows:
+    waiting = [index for index, limit in enumerate(limits) if limit]
+    rows: list[int] = []
+    state: State | None = None
+    while rows or waiting:
+        if len(rows) <= ROWS_AT_ONCE // 2:
+            while waiting and len(rows) < ROWS_AT_ONCE and (state is None or _can_join(state)):
+                fresh = _next(base, prompts, waiting[: ROWS_AT_ONCE - len(rows)])
+                batch = from_rows([prompts[index] for index in fresh]).to(_device(base))
+                state = _joined(state, start(base, batch, adapted.virtual(batch)))
+                rows, waiting = rows + fresh, waiting[len(fresh) :]
+        assert state is not None
         tokens = sampler(forward.logits(base, state.last).float(), rows)
         going = []
         for place, (index, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
@@ -164,11 +174,45 @@ def _batch(
         rows = [rows[place] for place in going]
         if rows:
             advance(base, state, tokens)
+        else:
+            state = None
     return [Generation(ids, "stop" if ids and ids[-1] in stops else "length") for ids in made]
 
 
 def _device(base: Base) -> torch.device:
     return next(base.model.parameters()).device
+
+
+def _next(base: Base, prompts: Sequence[Row], waiting: list[int]) -> list[int]:
+    """Those of the waiting that are read together: of about one length, where others can still join them."""
+    if base.kind == "encoder_decoder":
+        return waiting
+    sizes = [len(prompts[index].input_ids) for index in waiting]
+    longest = max(sizes[0] * PADDED, sizes[0] + SHORT)
+    return [index for index, size in zip(waiting, sizes, strict=True) if size <= longest]
+
+
+def _can_join(state: State) -> bool:
+    """Whether other rows can come into this batch: not beside the position biases of an encoder-decoder."""
+    from luthier.models.growing_cache import can_join
+
+    return state.memory is None and can_join(state.cache)
+
+
+def _joined(one: State | None, other: State) -> State:
+    """The rows of both."""
+    from luthier.models.growing_cache import joined
+
+    if one is None:
+        return other
+    width = max(one.mask.shape[1], other.mask.shape[1])
+    masks = [torch.nn.functional.pad(state.mask, (width - state.mask.shape[1], 0)) for state in (one, other)]
+    return State(
+        torch.cat([one.last, other.last]),
+        torch.cat(masks),
+        torch.cat([one.positions, other.positions]),
+        joined([one.cache, other.cache]),
+    )
 
 
 def _row(prompt: Sequence[int], task: int) -> Row:

@@ -63,6 +63,26 @@ class GrowingLayer(DynamicLayer):
         self.keep(beam_idx)
 
 
+def joined(caches: Sequence[Any]) -> DynamicCache:
+    """The rows of several caches in one, empty places before the shorter ones (which a mask must hide)."""
+    made = growing()
+    width = max(cache.get_seq_length() for cache in caches)
+    for index in range(len(caches[0].layers)):
+        parts: list[list[Tensor]] = [[], []]
+        for cache in caches:
+            layer = cache.layers[index]
+            for found, part in zip(parts, (layer.keys, layer.values), strict=True):
+                found.append(torch.nn.functional.pad(part, (0, 0, width - part.shape[-2], 0)))
+        made.update(torch.cat(parts[0]), torch.cat(parts[1]), index)
+    return made
+
+
+def can_join(cache: Any) -> bool:
+    """Whether every layer keeps keys and values that grow (no recurrent states, no cross-attention)."""
+    layers = getattr(cache, "layers", [])
+    return bool(layers) and all(isinstance(layer, GrowingLayer) and layer.get_seq_length() for layer in layers)
+
+
 def growing() -> DynamicCache:
     """An empty cache of such layers, as many as the model asks for."""
     cache = DynamicCache()

@@ -1,5 +1,7 @@
 """Generation: ended rows leave the batch, caches grow in place, and every row is what it would be alone."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,21 @@ def test_ended_rows_leave_and_all_are_what_they_are_alone(kind, virtual):
     assert (answers.rows[0] == len(PROMPTS)) == batched  # a sliding window keeps only prefixes apart
 
 
+@pytest.mark.parametrize("virtual", ["none", "prefix", "prompt"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "t5"])
+def test_waiting_prompts_join_when_half_have_ended(kind, virtual, monkeypatch):
+    monkeypatch.setattr(decode, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(decode, "SHORT", 1)
+    prompts = PROMPTS + prompts_of(6, 9, 12, 9)
+    answers = Answers(kind, virtual)
+    made = decode.generate(answers, prompts, max_new_tokens=20, stop_ids=STOPS)
+    assert made == alone(kind, virtual, prompts, 20)
+    assert max(answers.rows) <= 4
+    assert sum(answers.rows) == sum(len(one.ids) for one in made)
+    joins = any(later > sooner for sooner, later in pairwise(answers.rows))
+    assert joins
+
+
 def test_transformers_says_the_same():
     answers = Answers("llama")
     made = decode.generate(answers, PROMPTS, max_new_tokens=12, stop_ids=STOPS)
@@ -103,9 +120,8 @@ def test_a_row_is_cut_by_its_own_room_only():
 def test_positions_that_change_with_the_longest_row_go_alone():
     answers, prompts = Answers("dynamic"), prompts_of(5, 30, 8, 20, 6)
     made = decode.generate(answers, prompts, max_new_tokens=10, stop_ids=())
-    assert made == alone("dynamic", "none", prompts, 10)[:0] + [
-        decode.generate(Answers("dynamic"), [prompt], max_new_tokens=10, stop_ids=())[0] for prompt in prompts
-    ]
+    each = [decode.generate(Answers("dynamic"), [prompt], max_new_tokens=10, stop_ids=())[0] for prompt in prompts]
+    assert made == each
     assert answers.rows == [3] * 10 + [1] * 20
 
 
