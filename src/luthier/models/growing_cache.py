@@ -26,26 +26,27 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._buffers: list[Tensor | None] = [None, None]
-        used = self.get_seq_length()
-        parts = [(self.keys, key_states), (self.values, value_states)]
-        for index, (there, new) in enumerate(parts):
-            size = used + new.shape[-2]
-            buffer = self._buffers[index]
-            if buffer is None or buffer.shape[-2] < size:
-                buffer = new.new_empty(*new.shape[:-2], size + max(ROOM, size // 2), new.shape[-1])
-                if used:
-                    buffer[..., :used, :] = there
-                self._buffers[index] = buffer
-            buffer[..., used:size, :] = new
-        self.keys, self.values = (
-            buffer[..., : used + new.shape[-2], :] for buffer, (_, new) in zip(self._buffers, parts, strict=True)
-        )
+        self.keys = self._written(0, self.keys, key_states)
+        self.values = self._written(1, self.values, value_states)
         return self.keys, self.values
+
+    def _written(self, index: int, there: Tensor | None, new: Tensor) -> Tensor:
+        """`there` and `new` as one view of the buffer."""
+        used = 0 if there is None or there.dim() < 2 else there.shape[-2]
+        size = used + new.shape[-2]
+        buffer = self._buffers[index]
+        if buffer is None or buffer.shape[-2] < size:
+            buffer = new.new_empty(*new.shape[:-2], size + max(ROOM, size // 2), new.shape[-1])
+            if there is not None and used:
+                buffer[..., :used, :] = there
+            self._buffers[index] = buffer
+        buffer[..., used:size, :] = new
+        return buffer[..., :size, :]
 
     def keep(self, rows: Tensor, first: int = 0) -> None:
         """Only these rows, without their first tokens."""
-        if self.get_seq_length():
-            self.keys, self.values = (part[rows, ..., first:, :] for part in (self.keys, self.values))
+        if self.get_seq_length() and self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows, ..., first:, :], self.values[rows, ..., first:, :]
             self._buffers = [None, None]
 
     def crop(self, tokens_to_remove: int) -> None:
