@@ -27,25 +27,27 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self._buffers: list[Tensor | None] = [None, None]
         used = self.get_seq_length()
-        parts = [(self.keys, key_states), (self.values, value_states)]
-        for index, (there, new) in enumerate(parts):
-            size = used + new.shape[-2]
-            buffer = self._buffers[index]
-            if buffer is None or buffer.shape[-2] < size:
-                buffer = new.new_empty(*new.shape[:-2], size + max(ROOM, size // 2), new.shape[-1])
-                if used:
-                    buffer[..., :used, :] = there
-                self._buffers[index] = buffer
-            buffer[..., used:size, :] = new
-        self.keys, self.values = (
-            buffer[..., : used + new.shape[-2], :] for buffer, (_, new) in zip(self._buffers, parts, strict=True)
-        )
+        there: Any = (self.keys, self.values) if used else (key_states[..., :0, :], value_states[..., :0, :])
+        self.keys = self._behind(0, there[0], key_states)
+        self.values = self._behind(1, there[1], value_states)
         return self.keys, self.values
+
+    def _behind(self, index: int, there: Tensor, new: Tensor) -> Tensor:
+        """What is there and the new, in one buffer."""
+        used, size = there.shape[-2], there.shape[-2] + new.shape[-2]
+        buffer = self._buffers[index]
+        if buffer is None or buffer.shape[-2] < size:
+            buffer = new.new_empty(*new.shape[:-2], size + max(ROOM, size // 2), new.shape[-1])
+            buffer[..., :used, :] = there
+            self._buffers[index] = buffer
+        buffer[..., used:size, :] = new
+        return buffer[..., :size, :]
 
     def keep(self, rows: Tensor, first: int = 0) -> None:
         """Only these rows, without their first tokens."""
         if self.get_seq_length():
-            self.keys, self.values = (part[rows, ..., first:, :] for part in (self.keys, self.values))
+            there: Any = (self.keys, self.values)
+            self.keys, self.values = (part[rows, ..., first:, :] for part in there)
             self._buffers = [None, None]
 
     def crop(self, tokens_to_remove: int) -> None:
