@@ -26,27 +26,28 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._buffers: list[Tensor | None] = [None, None]
-        self.keys = self._written(0, self.keys, key_states)
-        self.values = self._written(1, self.values, value_states)
+        used = self.get_seq_length()
+        there: Any = (self.keys, self.values) if used else (key_states[..., :0, :], value_states[..., :0, :])
+        self.keys = self._behind(0, there[0], key_states)
+        self.values = self._behind(1, there[1], value_states)
         return self.keys, self.values
 
-    def _written(self, index: int, there: Tensor | None, new: Tensor) -> Tensor:
-        """`there` and `new` as one view of the buffer."""
-        used = 0 if there is None or there.dim() < 2 else there.shape[-2]
-        size = used + new.shape[-2]
+    def _behind(self, index: int, there: Tensor, new: Tensor) -> Tensor:
+        """What is there and the new, in one buffer."""
+        used, size = there.shape[-2], there.shape[-2] + new.shape[-2]
         buffer = self._buffers[index]
         if buffer is None or buffer.shape[-2] < size:
             buffer = new.new_empty(*new.shape[:-2], size + max(ROOM, size // 2), new.shape[-1])
-            if there is not None and used:
-                buffer[..., :used, :] = there
+            buffer[..., :used, :] = there
             self._buffers[index] = buffer
         buffer[..., used:size, :] = new
         return buffer[..., :size, :]
 
     def keep(self, rows: Tensor, first: int = 0) -> None:
         """Only these rows, without their first tokens."""
-        if self.get_seq_length() and self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows, ..., first:, :], self.values[rows, ..., first:, :]
+        if self.get_seq_length():
+            there: Any = (self.keys, self.values)
+            self.keys, self.values = (part[rows, ..., first:, :] for part in there)
             self._buffers = [None, None]
 
     def crop(self, tokens_to_remove: int) -> None:
