@@ -40,6 +40,8 @@ class Pool:
     ):
         self.shape = shape  # layers, slots, kv_heads, head_dim
         self.dtype, self.device, self.limit = dtype, device, limit
+        self.local_layers: frozenset[int] = frozenset()
+        """Layers that see a window or a chunk only, and must say so with each call."""
         self.length = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -206,6 +208,8 @@ def slot_attention(
             "attention soft caps and sinks are not served", remedy="export the model and serve it elsewhere"
         )
     step = _CURRENT.step
+    if sliding_window is None and module.layer_idx in step.pool.local_layers:
+        raise ModelError("a window or chunks that are only in the mask are not served in slots")
     keys, values = step.pool.keys[module.layer_idx], step.pool.values[module.layer_idx]
     out = torch.empty_like(query)
     if step.decode:

@@ -102,6 +102,7 @@ class Engine:
         self.window = max(1, min(facts.window, (kv_bytes or _spare_memory() // 2) // position))
         """Positions that one request may take: the model's window, or what the memory for keys allows."""
         self.pool = Pool(shape, weight.dtype, weight.device, self.window)
+        self.pool.local_layers = facts.local_layers
         self.held: dict[int, Held] = {}
         self.lanes = LoraLanes(self.base.model, _spare_memory() // 8 if pack_bytes is None else pack_bytes)
         self.plain = Served("base", None, self.base)

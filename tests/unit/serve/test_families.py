@@ -37,6 +37,10 @@ def config(kind):
     if kind == "dynamic":
         scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
         return t.LlamaConfig(num_key_value_heads=2, rope_parameters=scaled, **MORE)
+    if kind == "phimoe":
+        return t.PhimoeConfig(
+            num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1, sliding_window=48, **MORE
+        )
     return models._config(kind)
 
 
@@ -135,6 +139,15 @@ def test_what_the_slots_cannot_hold_is_answered_one_by_one(saved, why):
     assert len({str(expected[name]) for name in expected}) >= 4
     assert sorted(engine.free) == [0, 1, 2]
     assert not engine._states
+
+
+@pytest.mark.parametrize("saved", ["phimoe"], indirect=True)
+def test_a_window_that_is_only_in_the_mask_is_answered_one_by_one(saved):
+    """The probes of the start are shorter than the window: it is the call without a window that gives it away."""
+    base = load_base(ModelSettings(path=str(saved / "model")))
+    with pytest.raises(ModelError, match="cannot run"):
+        prove_exact(Engine(base, slots=2), base)
+    assert engine_for(base, 3)[2]
 
 
 @pytest.mark.parametrize("saved", ["t5"], indirect=True)
