@@ -164,7 +164,8 @@ def engine(name: str, found: dict[str, Any]) -> str:
     rows = []
     for arm_name, arm in found["arms"].items():
         ratio = found["ratios"].get(f"luthier/{arm_name}")
-        numbers = (f"{arm['tokens_per_cpu_s']:.0f}", f"{arm['mfu']:.2f}", f"{arm['peak_rss_mb']:.0f}")
+        mfu = "–" if arm["mfu"] is None else f"{arm['mfu']:.2f}"
+        numbers = (f"{arm['tokens_per_cpu_s']:.0f}", mfu, f"{arm['peak_rss_mb']:.0f}")
         numbers = (*numbers, f"{arm['positions_per_token']:.2f}")
         said = ("", "") if ratio is None else (told(ratio), counted(ratio))
         rows.append((f"`{arm_name}`", *numbers, f"{arm['loss']:.4f}", *said))
