@@ -31,13 +31,20 @@ off by, one row at a time (2e-6 on `llama25m`, 4.5e-4 on `opt125m`). Lossy arms 
 the same steps must also end at the same loss. Then a step that is not counted, then the rounds. A ratio is named only
 where two rounds or more leave 1 out. Pairs without `check` in `engine.json` are older than these checks.
 
+`--data FILE` takes your own rows in any format that luthier reads, `--python PEER=PATH` (trl, unsloth, transformers) a
+peer from its own environment, `--prefix N` generates rows with a common beginning, `--plot FILE.png` draws the rates
+with their ranges. Arms wait in memory together only while it holds them, else they are started one after the other.
+The JSON has the raw seconds, every arm's library versions, and the load before each round.
+
 - `trl_packing`: TRL's SFTTrainer, rows packed to 512. `trl_sorted`: 16 rows in the order of their lengths, which is
   what its grouping by length comes to over a large data set; the few rows here still leave it padding. Its ratio
   divided by its positions a token is what a data set so large that no padding is left would show ("without padding");
   "TRL at its best" is the smallest of that and of packing's ratio.
 - `documents`: Trainer + PEFT, 4 rows × 4, everything padded to 512, loss on every token: a common tutorial's setup.
   `transformers`: the same with dynamic padding and loss on the answers.
-- `luthier_int8`: the frozen base in int8 (lossy). `luthier_padded`: without segments.
+- `luthier_int8`: the frozen base in int8 (lossy). `luthier_padded`: without segments. `luthier_plain_loss`: logits of
+  every token. `luthier_shared_prefix`, `luthier_checkpointing`, `luthier_compiled`: with these. `luthier_trunk_cache`
+  trains the top two layers from kept states, `luthier_top` without.
 
 A machine that does other work at the same time makes all arms slower, those with a larger working set more so. The load
 average stands with every pair in `engine.json`: a pair under load favours the smaller working set, so these ratios are
