@@ -106,9 +106,11 @@ def table(pairs: list[dict[str, Any]], shape: str, rows: int) -> dict[str, Any]:
             kept = arms.setdefault(arm["name"], {key: [] for key in KEPT})
             positions = arm["computed_positions"] / pair["work"]["tokens"]
             for key, values in kept.items():
-                values.append(positions if key == "positions_per_token" else arm[key])
+                value = positions if key == "positions_per_token" else arm[key]
+                values += [] if value is None else [value]
     medians = {
-        name: {key: round(statistics.median(values), 4) for key, values in kept.items()} for name, kept in arms.items()
+        name: {key: round(statistics.median(values), 4) if values else None for key, values in kept.items()}
+        for name, kept in arms.items()
     }
     ratios = {
         f"luthier/{name}": merged([pair for pair in here if pair["peer"] == name], name)

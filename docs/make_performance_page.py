@@ -31,13 +31,20 @@ off by, one row at a time (2e-6 on `llama25m`, 4.5e-4 on `opt125m`). Lossy arms 
 the same steps must also end at the same loss. Then a step that is not counted, then the rounds. A ratio is named only
 where two rounds or more leave 1 out. Pairs without `check` in `engine.json` are older than these checks.
 
+`--data FILE` takes your own rows in any format that luthier reads, `--python PEER=PATH` (trl, unsloth, transformers) a
+peer from its own environment, `--prefix N` generates rows with a common beginning, `--plot FILE.png` draws the rates
+with their ranges. Arms wait in memory together only while it holds them, else they are started one after the other.
+The JSON has the raw seconds, every arm's library versions, and the load before each round.
+
 - `trl_packing`: TRL's SFTTrainer, rows packed to 512. `trl_sorted`: 16 rows in the order of their lengths, which is
   what its grouping by length comes to over a large data set; the few rows here still leave it padding. Its ratio
   divided by its positions a token is what a data set so large that no padding is left would show ("without padding");
   "TRL at its best" is the smallest of that and of packing's ratio.
 - `documents`: Trainer + PEFT, 4 rows × 4, everything padded to 512, loss on every token: a common tutorial's setup.
   `transformers`: the same with dynamic padding and loss on the answers.
-- `luthier_int8`: the frozen base in int8 (lossy). `luthier_padded`: without segments.
+- `luthier_int8`: the frozen base in int8 (lossy). `luthier_padded`: without segments. `luthier_plain_loss`: logits of
+  every token. `luthier_shared_prefix`, `luthier_checkpointing`, `luthier_compiled`: with these. `luthier_trunk_cache`
+  trains the top two layers from kept states, `luthier_top` without.
 
 A machine that does other work at the same time makes all arms slower, those with a larger working set more so. The load
 average stands with every pair in `engine.json`: a pair under load favours the smaller working set, so these ratios are
@@ -46,7 +53,9 @@ upper figures.
 GOALS = """
 ## The goals
 
-What was to be reached, and what was seen. "Not measured" means that there is no figure, not that it is near.
+What was to be reached, and what was seen. "Not measured" means that there is no figure, not that it is near. Mind int8
+on `opt125m`: at these random weights its gradient has a cosine of .981 to .988 with the exact one, so the product
+refuses it there, and so does `luthier bench` now; the ratio was measured without that gate.
 """
 SEQUENCE = """
 ## One sequence of 4096 tokens
@@ -175,7 +184,8 @@ def engine(name: str, found: dict[str, Any]) -> str:
     rows = []
     for arm_name, arm in found["arms"].items():
         ratio = found["ratios"].get(f"luthier/{arm_name}")
-        numbers = (f"{arm['tokens_per_cpu_s']:.0f}", f"{arm['mfu']:.2f}", f"{arm['peak_rss_mb']:.0f}")
+        mfu = "–" if arm["mfu"] is None else f"{arm['mfu']:.2f}"
+        numbers = (f"{arm['tokens_per_cpu_s']:.0f}", mfu, f"{arm['peak_rss_mb']:.0f}")
         numbers = (*numbers, f"{arm['positions_per_token']:.2f}")
         said = ("", "") if ratio is None else (told(ratio), counted(ratio))
         rows.append((f"`{arm_name}`", *numbers, f"{arm['loss']:.4f}", *said))

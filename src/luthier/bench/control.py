@@ -1,8 +1,9 @@
-"""The controller: starts one process an arm, checks what they compute, lets them work in turn, and counts. No torch.
+"""The controller: starts one process an arm, checks what they compute, lets them work in turn, and counts.
 
     prepare → reference → check every arm → warm up → rounds → losses after the epoch agree → figures
 
 An arm that fails a check is dropped, and that is said. No ratio is taken from an arm that computes something else.
+Torch is imported only to ask whether there is a GPU.
 """
 
 from __future__ import annotations

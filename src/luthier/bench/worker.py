@@ -66,15 +66,16 @@ class Bench:
         self.slots += given[0].numel()
 
     def install(self) -> Bench:
-        """Eight bits, compiled layers, the trunk cache: through the product's own checks, which may refuse."""
+        """Eight bits, compiled layers, the trunk cache: through the product's own checks, which may refuse.
+
+        As in a run they are made at the start adapter; `check` then looks at the probe.
+        """
         from luthier.core.errors import ModelError
 
-        self.load(str(self.folder / f"probe{self.ending}"))
         try:
             self._install()
         except ModelError as error:
             self.refused = error.what
-        self.adapted.load_state(self.start)
         return self
 
     def _install(self) -> None:
@@ -82,9 +83,9 @@ class Bench:
         from luthier.models import compiled, int8, trunk
 
         if self.switches.get("eight_bits"):
-            int8.install_checked(self.adapted, self.checked[:3])
+            int8.install_checked(self.adapted, self.rows[:3])
         if self.switches.get("compiled"):
-            found = compiled.difference(self.adapted, self.checked[:3])
+            found = compiled.difference(self.adapted, self.rows[:3])
             if isinstance(found, str):
                 raise ModelError(found)
         if self.switches.get("trunk_cache"):

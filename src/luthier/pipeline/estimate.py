@@ -17,16 +17,20 @@ def estimate(recipe: Recipe, adapted: Any, plan: Any, steps: int, data: Data) ->
     """{"training_s", "memory_mb", "disk_mb"}: training alone, without measuring and reporting at the end.
 
     training_s scales the seconds per token of one group to all steps and validations (a forward alone counts as a
-    third). memory_mb is this process' peak, with the optimizer's state added. disk_mb is the kept checkpoints and
-    the adapter.
+    third). memory_mb is this process' peak, with the optimizer's state added; where the model is on a GPU it is the
+    GPU's memory (**unmeasured**: no GPU has run it). disk_mb is the kept checkpoints and the adapter.
     """
     from luthier.train import optimizer_state
 
     group = next(iter(plan.groups(0)))
+    place = adapted.device
     adapted.train()
+    _forget_peak(place)
     _pass(adapted, group[:1])  # the first one pays for allocations
+    _wait(place)
     began = time.perf_counter()
     _pass(adapted, group)
+    _wait(place)
     per_token = (time.perf_counter() - began) / sum(int(batch.bounds[-1]) for batch in group)
     adapted.eval()
     weights = adapted.parameters_by_name()
@@ -36,7 +40,7 @@ def estimate(recipe: Recipe, adapted: Any, plan: Any, steps: int, data: Data) ->
     validated = per_token / 3 * _tokens(data.rows["validation"]) * (1 + _validations(recipe, steps, plan))
     return {
         "training_s": round(trained + validated, 1),
-        "memory_mb": round((peak_bytes() + state) / MEGABYTE),
+        "memory_mb": round((peak_bytes(place) + state) / MEGABYTE),
         "disk_mb": round(((size + state) * recipe.train.keep_checkpoints + size) / MEGABYTE, 1),
     }
 
@@ -63,7 +67,28 @@ def _validations(recipe: Recipe, steps: int, plan: Any) -> int:
     return steps // (plan.steps(0) if every == "epoch" else every)
 
 
-def peak_bytes() -> int:
-    """Peak resident memory; Linux tells kilobytes, macOS bytes."""
+def _forget_peak(place: Any) -> None:
+    """What loading took on a GPU beyond what is left of it is no part of training."""
+    if place.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(place)
+
+
+def _wait(place: Any) -> None:
+    """A GPU works on while Python runs ahead."""
+    if place.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(place)
+
+
+def peak_bytes(place: Any = None) -> int:
+    """Peak of what torch allocated on a GPU: weights, gradients, activations. Else peak resident memory of this
+    process; Linux tells kilobytes, macOS bytes."""
+    if place is not None and place.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(place))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

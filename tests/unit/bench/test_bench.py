@@ -206,6 +206,29 @@ def test_arms_live_together_only_while_memory_holds_them(tmp_path):
         assert made.ended_for_room == 2
 
 
+def test_memory_is_read_where_the_system_tells_it(monkeypatch, tmp_path):
+    import os
+    from pathlib import Path
+
+    told = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    2000 kB\n", "/sys/fs/cgroup/memory.max": "1500000",
+            "/sys/fs/cgroup/memory.current": "500000"}  # fmt: skip
+
+    def read(path):
+        if str(path) not in told:
+            raise FileNotFoundError(path)
+        return told[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert crew.free_memory() == 1_000_000.0
+    told["/sys/fs/cgroup/memory.max"] = "max"
+    assert crew.free_memory() == 2_048_000.0
+    assert crew.resident(os.getpid()) == 0.0
+    told[f"/proc/{os.getpid()}/statm"] = "9 3 1"
+    assert crew.resident(os.getpid()) == 3 * os.sysconf("SC_PAGE_SIZE")
+    told.clear()
+    assert crew.free_memory() is None
+
+
 class Judge:
     """Compares what an arm says with 1.0."""
 

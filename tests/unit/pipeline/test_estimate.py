@@ -1,7 +1,11 @@
 """The estimate of `check`: from a measured pass, and near what the run then takes."""
 
+from types import SimpleNamespace
+
+import torch
+
 from luthier.core.events import read_jsonl
-from luthier.pipeline import story
+from luthier.pipeline import estimate, story
 from luthier.recipe import Recipe
 
 RECIPE = """
@@ -30,3 +34,44 @@ def test_more_steps_take_longer():
         story.check(Recipe.parse(RECIPE, f"train.steps={count}"))["plan"]["training_s"] for count in (10, 1000)
     )
     assert many > 20 * few
+
+
+class OnGpu:
+    """As much of an adapted model, a plan and data as the estimate asks for; the device is said to be a GPU."""
+
+    device = torch.device("cuda")
+    layout = "flat"
+
+    def __init__(self, log):
+        self.log, self.weight = log, torch.nn.Parameter(torch.zeros(1000))
+        self.train = self.eval = lambda: None
+
+    def parameters_by_name(self):
+        return {"w": self.weight}
+
+    def state(self):
+        return {"w": self.weight.detach()}
+
+    def loss(self, batch):
+        self.log.append("pass")
+        return SimpleNamespace(total=self.weight.sum())
+
+    def groups(self, epoch):
+        return iter([[SimpleNamespace(bounds=[0, 10])]])
+
+    def steps(self, epoch):
+        return 2
+
+
+def test_on_a_gpu_the_plan_is_of_its_memory(monkeypatch):
+    log = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda place: log.append("reset"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda place: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda place: 7_000_000_000)
+    rows = [SimpleNamespace(input_ids=[1] * 5)] * 4
+    made = OnGpu(log)
+    data = SimpleNamespace(rows={"train": rows, "validation": rows})
+    found = estimate.estimate(Recipe.parse(RECIPE), made, made, 20, data)
+    assert found["memory_mb"] == 7000 + round(2 * 4 * 1000 / 1e6)  # what torch counted, and AdamW's two moments
+    assert log == ["reset", "pass", "wait", "pass", "wait"]
+    assert estimate.peak_bytes() < 7_000_000_000
