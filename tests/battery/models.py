@@ -38,6 +38,8 @@ def _config(kind: str) -> Any:
     if kind == "gpt2":
         quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         return t.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_inner=48, n_positions=WINDOW, **quiet, **SMALL)
+    if kind == "falcon":  # one key and value head for all queries, and no MLP bias; not in KINDS
+        return t.FalconConfig(hidden_dropout=0.0, attention_dropout=0.0, **wide)
     if kind == "bert":
         return t.BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **blocks)
     if kind == "t5":

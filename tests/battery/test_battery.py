@@ -88,12 +88,19 @@ def test_composes_in_a_stack(name: str, tmp_path: Path) -> None:
             assert torch.equal(battery.outputs(base, attached), plain)
 
 
+def _learning() -> list[object]:
+    """(cell, steps): near zero on a decoder and an encoder, the right way in fewer steps on all others."""
+    whole = [(c, 150) for c in _MEMBERS if c.kind in ("llama", "bert")]
+    short = [(c, 30) for c in _MEMBERS if c.kind not in ("llama", "bert") and not c.head]
+    kept = [(c, steps) for c, steps in whole + short if (c.name, c.kind) not in battery.ABSENT]
+    return [pytest.param(cell, steps, id=f"{cell}-{steps}") for cell, steps in kept]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", [pytest.param(c, id=str(c)) for c in _MEMBERS if c.kind in ("llama", "bert")])
-def test_loss_falls(cell: Cell) -> None:
+@pytest.mark.parametrize(("cell", "steps"), _learning())
+def test_loss_falls(cell: Cell, steps: int) -> None:
     """Twenty rows are learnt."""
-    if (cell.name, cell.kind) not in battery.ABSENT:
-        assert falls(cell) == "yes"
+    assert falls(cell, steps) == "yes"
 
 
 @pytest.mark.parametrize(("name", "kind"), sorted(battery.ABSENT), ids="-".join)
@@ -144,6 +151,15 @@ def _table() -> str:
         "",
         "Written by the battery (`LUTHIER_MATRIX=1 pytest tests/battery`): tiny models of each architecture, made",
         "from configs, float32 on a CPU. ✓ tested and true; a number refers to the notes.",
+        "",
+        f"Architectures: {', '.join(tiny.KINDS)}. Every column was run on every row's own architecture and task; a",
+        "member's row that is missing is in the list of refused cells; of further forms (dora, gated …) some are left",
+        "out. Beside the columns, for every member: 150 steps on 20",
+        "rows bring the loss near zero on llama and bert (methods with virtual tokens, ia3, bitfit: below 70 %), and",
+        "30 steps below 60 % (95 %) on qwen3, opt and gpt2, below 95 % (99.5 %) on t5, as language models. On a",
+        "bfloat16 base (qwen3) weights stay float32 and all of them learn. In a stack, with a bottleneck or a LoRA:",
+        "llama (bitfit: gpt2).",
+        "4-bit and 8-bit bases (llama): `tests/unit/methods/test_quantised.py`, which needs bitsandbytes.",
         "",
     ]
     notes: dict[str, int] = {}

@@ -95,7 +95,7 @@ class Lora:
 
         seed_everything(seed)
         self._refuse_packed(base)
-        names = targets.resolve(base, self.params.targets, self.params.layers)
+        names = self._names(base)
         attached = LowRank(base, self._config(base, names), self._also(base, names))
         if self.params.init in ("pissa", "olora"):
             attached.start_from_weights(self.params.init)
@@ -112,6 +112,13 @@ class Lora:
         from luthier.methods.modules.low_rank import LowRank
 
         return LowRank.read(folder, base, trainable)
+
+    def _names(self, base: Base) -> list[str]:
+        """The targets; a pattern that is none of theirs is an error."""
+        names = targets.resolve(base, self.params.targets, self.params.layers)
+        targets.check_patterns(names, self.params.rank_pattern, "method.rank_pattern")
+        targets.check_patterns(names, self.params.alpha_pattern, "method.alpha_pattern")
+        return names
 
     def _refuse_packed(self, base: Base) -> None:
         from luthier.core.errors import ModelError
@@ -178,7 +185,7 @@ class Lora:
         """Σ r (in + out) over the targets (+ out for DoRA) + trained rows + what is trained in place."""
         from luthier.methods.modules.tuned import parameter_count
 
-        names = targets.resolve(base, self.params.targets, self.params.layers)
+        names = self._names(base)
         total = 0
         for name in names:
             wide, out = targets.shape_of(base, name)
@@ -188,10 +195,8 @@ class Lora:
         return total + rows + parameter_count(base, self._also(base, names))
 
     def _rank(self, name: str) -> int:
-        import re
-
         for pattern, rank in self.params.rank_pattern.items():
-            if re.match(rf"(.*\.)?({pattern})$", name):  # PEFT's own rule
+            if targets.fits_pattern(pattern, name):
                 return rank
         return self.params.r
 

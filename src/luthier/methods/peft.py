@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.core.settings import Settings
 from luthier.methods import METHODS, rates, targets
@@ -31,6 +31,11 @@ NOT_ALONE = {
 """Types that replace layers but do not work by that alone: (why, instead)."""
 SHARED_PROJECTIONS = ("VERA", "PVERA", "FROD")
 """PEFT 0.21 saves shared projections of a whole PeftModel only; a seed, or the base, remakes them."""
+UNTRAINED = {
+    "bias": "{name: stack, methods: [{name: bitfit}, {name: peft, …}]}",
+    "modules_to_save": "{name: stack, methods: [{name: full, train: [lm_head]}, {name: peft, …}]}",
+}
+"""Settings by which PEFT trains the base's own weights: (setting, what does it here)."""
 SET_BY_LUTHIER = {"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "auto_mapping", "revision"}
 
 
@@ -50,6 +55,13 @@ class Peft:
         """PEFT's name of the tuner, in lower case."""
         settings: dict[str, Any] = Field(default_factory=dict)
         """PEFT's own settings; target_modules defaults to all linear layers of the blocks."""
+
+        @model_validator(mode="after")
+        def _own_weights_only(self) -> Peft.Params:
+            for name, instead in UNTRAINED.items():
+                if self.settings.get(name) not in (None, "none", [], ()):
+                    raise ValueError(f"settings.{name} would train weights of the base; write {instead}")
+            return self
 
     def __init__(self, params: Params | None = None):
         self.params = params or self.Params()

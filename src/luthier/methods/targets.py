@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,27 @@ def resolve(base: Base, wanted: Targets, layers: Sequence[int] | None = None) ->
     if layers is not None:
         chosen = {name for name in chosen if layer_of(base, name) in _known_layers(base, layers)}
     return [name for name in order if name in chosen]
+
+
+def fits_pattern(pattern: str, name: str) -> bool:
+    """PEFT's own rule for rank_pattern and alpha_pattern: a regular expression for the end of the name."""
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+
+
+def check_patterns(names: Sequence[str], patterns: Iterable[str], where: str) -> None:
+    """ModelError for a pattern that fits none of these layers: PEFT would go on without it."""
+    for pattern in patterns:
+        try:
+            found = any(fits_pattern(pattern, name) for name in names)
+        except re.error as error:
+            raise ModelError(f"{pattern!r} is no regular expression: {error}", where=where, remedy="q_proj") from None
+        if not found:
+            ends = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+            raise ModelError(
+                f"{pattern!r} fits none of the {len(names)} targets",
+                where=where,
+                remedy=f"a name's end, one of: {ends}; or more of it, such as {names[0]}" if names else "other targets",
+            )
 
 
 def layer_of(base: Base, name: str) -> int:

@@ -115,7 +115,7 @@ def of(model: PreTrainedModel) -> Anatomy:
         sites=_sites(layers, roles, attentions, mlps),
         hidden_size=hidden,
         num_heads=heads,
-        num_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        num_kv_heads=_cached_heads(config, heads),
         head_dim=int(getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or hidden // heads),
         window=window_length(config),
         position_kind=_position_kind(model, config),
@@ -173,6 +173,13 @@ def _first(config: Any, *names: str) -> int:
         if getattr(config, name, None):
             return int(getattr(config, name))
     raise ModelError(f"{config.model_type}: the config has none of {', '.join(names)}", remedy="use a supported model")
+
+
+def _cached_heads(config: Any, heads: int) -> int:
+    """Key and value heads that the cache holds: Falcon's and StarCoder's `multi_query` shares one."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    return int(getattr(config, "num_key_value_heads", None) or heads)
 
 
 def _named(model: nn.Module, wanted: nn.Module) -> Named:

@@ -82,6 +82,8 @@ def load_base(
 
         resize_positions(model, context, seed=0)
     if settings.dropout is not None:
+        from luthier.models.dropout import set_dropout
+
         set_dropout(model, settings.dropout)
     if settings.quantize == "none":
         model.to(_device(settings.device))
@@ -254,32 +256,6 @@ def _device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"no {name} on this machine", where="model.device", remedy="auto or cpu")
     return name
-
-
-def set_dropout(model: Any, rate: float) -> None:
-    """Set every dropout of the architecture, config fields too, and prove by two forwards that it acts."""
-    from torch import nn
-
-    config = model.config
-    for key in list(vars(config)):
-        if key.endswith(("dropout", "pdrop", "dropout_prob", "dropout_rate", "layerdrop")) and "layerdrop" not in key:
-            value = getattr(config, key)
-            if isinstance(value, int | float) or value is None:
-                setattr(config, key, rate)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-        for key, value in list(vars(module).items()):
-            if key.endswith("dropout") and isinstance(value, float):
-                setattr(module, key, rate)
-    if rate > 0:
-        ids = torch.arange(4, 12)[None]
-        model.train()
-        with torch.no_grad():
-            options = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
-            first, second = (model(input_ids=ids, **options).logits for _ in range(2))
-        if torch.equal(first, second):
-            raise ModelError("dropout does nothing in this architecture", where="model.dropout", remedy="remove it")
 
 
 def fingerprint_weights(folder: Path) -> str:

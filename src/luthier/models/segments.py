@@ -133,6 +133,11 @@ def contexts(base: Base) -> tuple[AbstractContextManager[None], AbstractContextM
     return nullcontext(), again
 
 
+def replaceable(base: Base) -> bool:
+    """Whether the model calls its attention through transformers' interface; others would go on with their own."""
+    return bool(getattr(base.model, "_supports_attention_backend", False))
+
+
 def _configs(model: Any) -> list[Any]:
     """Every config object that a layer of this model looks its attention up in."""
     found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
@@ -145,6 +150,9 @@ def hidden(base: Base, batch: Batch, virtual: Virtual | None) -> Tensor:
         raise ModelError("encoder-decoder models do not fit the flat layout", remedy="train.engine: plain")
     if base.anatomy.position_kind in ("alibi", "t5"):
         raise ModelError(f"{base.anatomy.position_kind} positions do not fit the flat layout", remedy="engine: plain")
+    if not replaceable(base):
+        what = f"the attention of {type(base.model).__name__} cannot be replaced: no flat layout"
+        raise ModelError(what, remedy="train.engine: plain")
     extra = 0 if virtual is None else virtual.length
     bounds = batch.bounds.tolist()
     positions = batch.position_ids + (extra if base.kind == "decoder" or extra else 0)

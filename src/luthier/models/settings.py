@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from luthier.core.settings import Settings
 
 
@@ -20,5 +22,5 @@ class ModelSettings(Settings):
     """Quantised base through bitsandbytes (extra `quant`)."""
     random_init: bool = False
     """Build the architecture from its config with fresh weights: pre-training and controls."""
-    dropout: float | None = None
-    """Set every dropout of the architecture (verified by two forwards); null keeps the model's own."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Set every dropout of the architecture (each one that is called is proved to act); null keeps the model's own."""

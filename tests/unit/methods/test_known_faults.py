@@ -114,6 +114,26 @@ def test_b18_the_same_shape_of_another_base_is_refused(tmp_path: Path) -> None:
     assert luthier.load(tmp_path / "adapter", base=str(tiny.folder("llama"))).tasks == ()
 
 
+def test_b18_a_base_that_an_adapter_was_merged_into_is_another_base(tmp_path: Path) -> None:
+    """Merged, saved, and given to an adapter of the unmerged base: the same shapes, and refused."""
+    from luthier.adapted import attach, load
+    from luthier.data.templates import TEMPLATES
+    from luthier.tasks import TASKS
+
+    plain, merged = str(tiny.folder("llama")), tmp_path / "merged"
+    base = tiny.base("llama")
+    first = METHODS.parse({"name": "lora", "r": 2}).attach(base, 0)
+    battery.shake(first)
+    first.merge()
+    base.model.save_pretrained(merged)
+    tiny.tokenizer().save_pretrained(merged)
+    second = attach(tiny.base("llama"), "prefix", TASKS.parse("instruct"), TEMPLATES.parse("plain"), seed=0)
+    second.save(tmp_path / "adapter")
+    assert load(tmp_path / "adapter", base=plain).base.path.name == tiny.folder("llama").name
+    with pytest.raises(ModelError, match="not those that this adapter was trained on"):
+        load(tmp_path / "adapter", base=str(merged))
+
+
 def test_b18_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
     """Every tensor is held against the model (same shapes: the fingerprint in luthier.json decides)."""
     METHODS.parse({"name": "prefix", "length": 3}).attach(tiny.base("gpt2"), 0).save(tmp_path)

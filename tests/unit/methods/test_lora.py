@@ -80,6 +80,20 @@ def test_lora_plus_gives_b_its_own_rate() -> None:
     assert set(attached.lr_factors) <= set(attached.parameters())
 
 
+@pytest.mark.parametrize("pattern", [{"rank_pattern": {"q": 5}}, {"alpha_pattern": {"k_pro": 2.0}}])
+def test_patterns_that_fit_nothing_list_the_candidates(pattern: dict[str, object]) -> None:
+    """PEFT ignores them; so does one for a layer that is no target, and one that is no regular expression."""
+    member = METHODS.parse({"name": "lora", "r": 2, **pattern})
+    for asked in (lambda: member.formula(tiny.base("llama")), lambda: member.attach(tiny.base("llama"), 0)):
+        with pytest.raises(ModelError, match="fits none of the 14 targets") as error:
+            asked()
+        assert "q_proj" in error.value.remedy
+        assert error.value.where == f"method.{next(iter(pattern))}"
+    for given in ({"targets": "q", "rank_pattern": {"down_proj": 3}}, {"rank_pattern": {"*q": 3}}):
+        with pytest.raises(ModelError):
+            METHODS.parse({"name": "lora", **given}).attach(tiny.base("llama"), 0)
+
+
 def test_rank_pattern_counts() -> None:
     """Another rank for the down projection, counted by the formula."""
     base = tiny.base("llama")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cells as battery
 import models as tiny
 import numpy as np
 import pytest
 import torch
+from peft import OFTConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from luthier.adapted import attach, load
@@ -16,6 +18,8 @@ from luthier.core.errors import LuthierError, ModelError, RecipeError
 from luthier.core.types import Row
 from luthier.data.templates import TEMPLATES
 from luthier.engine.batch import from_rows
+from luthier.methods import METHODS
+from luthier.methods.modules.tuned import Tuned
 from luthier.methods.peft import NOT_ALONE, OWN_MEMBERS
 from luthier.tasks import TASKS
 
@@ -84,3 +88,36 @@ def test_a_tuner_that_finds_no_layer_is_refused() -> None:
     """GPT-2's layers are none of OSF's: nothing would be trained."""
     with pytest.raises(ModelError, match="nothing to train"):
         adapted("gpt2", "osf")
+
+
+@pytest.mark.parametrize("name", ["bias", "modules_to_save"])
+def test_weights_of_the_base_are_not_trained_on_the_side(name: str) -> None:
+    """They had no optimizer (bias) or were lost in the folder (modules_to_save); told before a model is loaded."""
+    wanted = {"bias": "all", "modules_to_save": ["lm_head"]}[name]
+    spec = {"name": "peft", "type": "oft", "settings": {name: wanted}}
+    with pytest.raises(RecipeError, match="would train weights of the base") as error:
+        METHODS.parse(spec)
+    assert "name: stack" in str(error.value)
+    METHODS.parse({**spec, "settings": {name: {"bias": "none", "modules_to_save": None}[name]}})
+
+
+def test_gradients_that_nothing_declares_are_refused() -> None:
+    """Whatever setting of PEFT's asks for them."""
+    with pytest.raises(ModelError, match="asks for gradients of the base's"):
+        Tuned(tiny.base("opt"), OFTConfig(target_modules=["q_proj"], oft_block_size=4, bias="all"))
+
+
+def test_what_the_remedies_say_trains_and_comes_back(tmp_path: Path) -> None:
+    """Biases, and a head, as another part of a stack."""
+    for first in ({"name": "bitfit"}, {"name": "full", "train": ["embed_tokens"]}):
+        spec = {"name": "stack", "methods": [first, {"name": "peft", "settings": {"r": 2}}]}
+        base = tiny.base("opt")
+        made = METHODS.parse(spec).attach(base, 0)
+        battery.shake(made)
+        battery.loss(base, made).backward()
+        assert all(float(weight.grad.abs().sum()) > 0 for weight in made.parameters().values())
+        made.save(tmp_path / first["name"])
+        other = tiny.base("opt")
+        again = METHODS.get("stack").reload(tmp_path / first["name"], other)
+        with torch.no_grad():
+            assert torch.equal(battery.outputs(other, again), battery.outputs(base, made))

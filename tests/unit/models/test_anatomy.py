@@ -63,6 +63,7 @@ def test_other_architectures(kind: str) -> None:
     linear = {name for names in found.linear_names.values() for name in names}
     inside = {name for name, m in model.named_modules() if type(m).__name__.endswith("Linear") and ".layers." in name}
     assert inside <= linear
+    assert found.num_kv_heads == {"falcon": 1, "gpt_neox": 4, "bloom": 4, "granite": 4}.get(kind, 2)
 
 
 def test_logit_rules() -> None:

@@ -128,3 +128,13 @@ def test_heads_that_pool_otherwise_are_refused(kind: str, config: object, tmp_pa
     with pytest.raises(ModelError, match=kind) as caught:
         load_base(settings, task="classify", labels=tiny.LABELS)
     assert "DistilBERT" in caught.value.remedy
+
+
+def test_a_prefix_needs_an_attention_that_can_be_replaced(tmp_path: Path) -> None:
+    """DeBERTa goes on with its own: the prefix would do nothing, and the flat layout would mix rows."""
+    settings = classifier(tmp_path, HEADS["deberta-v2"]())
+    base = load_base(settings, task="classify", labels=tiny.LABELS)
+    with pytest.raises(ModelError, match="cannot be replaced"):
+        METHODS.parse({"name": "prefix", "length": 3}).attach(base, 0)
+    with pytest.raises(ModelError, match="cannot be replaced"):
+        forward.row_logits(base, from_rows(rows(5, 7)), layout="flat")

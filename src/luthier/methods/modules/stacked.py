@@ -56,7 +56,9 @@ class Stacked:
         rates: Sequence[float] | None,
         seed: int,
         trainable: bool = True,
+        trains: Sequence[bool] | None = None,
     ):
+        self.trains = tuple(trains) if trains else (True,) * len(parts)
         self.base, self.parts, self.kinds, self.gated = base, list(parts), list(kinds), gated
         tuned = next((part for part in parts if hasattr(part, "tuner")), None)
         if tuned is not None:  # parts were attached to copies of `base`; the head may have been replaced
@@ -72,12 +74,15 @@ class Stacked:
             torch.manual_seed(seed)
             self._make_gates()
             self.gates.to(next(base.model.parameters()).device)
+        for part in parts:
+            for weight in part.parameters().values():
+                weight.requires_grad_(False)
         for weight in self.parameters().values():  # every later part froze the earlier ones
             weight.requires_grad_(trainable)
         self.lr_factors: dict[str, float] = {}
         for index, part in enumerate(parts):
             rate = rates[index] if rates else 1.0
-            for name in part.parameters():
+            for name in self._trained(index):
                 self.lr_factors[f"{index}.{name}"] = rate * part.lr_factors.get(name, 1.0)
 
     def start_from_inputs(self, run: Callable[[], None]) -> None:
@@ -122,9 +127,15 @@ class Stacked:
         )
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Every part's weights under its number, then the gates."""
-        found = {f"{i}.{name}": w for i, part in enumerate(self.parts) for name, w in part.parameters().items()}
+        """Every trained part's weights under its number, then the gates."""
+        found = {f"{i}.{name}": w for i in range(len(self.parts)) for name, w in self._trained(i).items()}
         return found | {f"gates.{name}": weight for name, weight in self.gates.named_parameters()}
+
+    def _trained(self, index: int) -> dict[str, nn.Parameter]:
+        """Of one part; of a frozen one the task head alone, which it only carries."""
+        found = self.parts[index].parameters()
+        heads = tuple(head + "." for head in self.base.head)
+        return {name: w for name, w in found.items() if self.trains[index] or (heads and name.startswith(heads))}
 
     def state(self) -> dict[str, Tensor]:
         """The states of all parts."""
@@ -185,7 +196,8 @@ class Stacked:
         if self.gated:
             gates = {name: weight.detach().cpu().clone() for name, weight in self.gates.named_parameters()}
             save_file(gates, folder / GATES)
-        bundle = {"format": FORMAT, "parts": names, "gates": self.gated}
+        frozen = [name for name, train in zip(names, self.trains, strict=True) if not train]
+        bundle = {"format": FORMAT, "parts": names, "gates": self.gated} | ({"frozen": frozen} if frozen else {})
         (folder / BUNDLE).write_text(json.dumps(bundle, indent=2) + "\n", "utf-8")
 
     def read_gates(self, folder: Path) -> None:

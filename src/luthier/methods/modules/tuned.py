@@ -75,12 +75,24 @@ class Tuned(Adaptation):
                 where="method",
                 remedy="another type, or other target_modules",
             )
+        self._refuse_undeclared()
         self._refresh_anatomy()
         for weight in self.own.values():
             weight.data = weight.data.float()
             weight.requires_grad_(trainable)
         for weight in self.inplace.trained.values():
             weight.requires_grad_(trainable)
+
+    def _refuse_undeclared(self) -> None:
+        """A weight that PEFT would train, but that stands in no list here, would have no optimizer and no file."""
+        known = {id(weight) for weight in self.parameters().values()}
+        loose = [n for n, w in self.base.model.named_parameters() if w.requires_grad and id(w) not in known]
+        if loose:
+            raise ModelError(
+                f"{self.peft_type} asks for gradients of the base's {loose[0]} ({len(loose)} such weights)",
+                where="method.settings",
+                remedy="leave the base's own weights to another part of a stack",
+            )
 
     def _refresh_anatomy(self) -> None:
         """Point the anatomy's head and embeddings at what stands there now: they may have been replaced."""

@@ -20,6 +20,7 @@ from luthier.methods.modules.adaptation import Adaptation, read_weights, write_w
 from luthier.methods.modules.inplace import check_same
 from luthier.methods.modules.sources import Source, Table
 from luthier.methods.modules.tuned import modules_to_save, task_type
+from luthier.models import segments
 from luthier.models.base import Base
 from luthier.models.forward import Virtual
 
@@ -45,6 +46,12 @@ def refuse_unfit(base: Base, length: int, prefix: bool) -> None:
     if not prefix and int(table.weight.shape[1]) != base.anatomy.hidden_size:
         raise ModelError(
             "this model's embeddings are narrower than its layers", where="method", remedy="prefix or lora"
+        )
+    if prefix and base.kind == "encoder" and not segments.replaceable(base):
+        raise ModelError(
+            f"{type(base.model).__name__} takes no keys and values from outside, and its attention cannot be replaced",
+            where="method",
+            remedy="prompt, lora or bottleneck",
         )
     if prefix and base.anatomy.position_kind == "alibi":
         raise ModelError(
