@@ -46,6 +46,4 @@ def test_llama_cpp_says_what_luthier_says(tmp_path):
     found = json.loads(done.stdout.strip().splitlines()[-1])
     ours = [tuned.generate(question, max_new_tokens=24) for question, _ in prompts]
     assert [by_ids for by_ids, _ in found] == ours
-    assert [chat for _, chat in found[:-1]] == ours[
-        :-1
-    ]  # to llama.cpp a control token in a question is one
+    assert [chat for _, chat in found[:-1]] == ours[:-1]  # to llama.cpp a control token in a question is one
