@@ -259,22 +259,34 @@ def _device(name: str) -> str:
 
 
 def fingerprint_weights(folder: Path) -> str:
-    """sha256 over whole tensors, sampled evenly by name from the files: the same in every dtype and on every device."""
+    """sha256 over the files: the same in every dtype and on every device.
+
+    The beginning of every tensor, so that a merged adapter is another base whatever layers it was on, and some whole
+    tensors, evenly by name.
+    """
     from safetensors import safe_open
 
-    places: dict[str, Path] = {}
+    found: dict[str, Any] = {}
+    large: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as handle:
-            places |= {name: file for name in handle.keys() if len(handle.get_slice(name).get_shape()) > 1}  # noqa: SIM118
-    names = sorted(places)
+            for name in handle.keys():  # noqa: SIM118
+                part = handle.get_slice(name)
+                matrix = len(part.get_shape()) > 1
+                found[f"{name}[:1]"] = _hash_of(part[:1] if matrix else handle.get_tensor(name))
+                if matrix:
+                    large[name] = file
+    names = sorted(large)
     step = max(1, len(names) // SAMPLED_TENSORS)
-    found: dict[str, Any] = {}
     for name in names[::step][:SAMPLED_TENSORS]:
-        with safe_open(places[name], framework="pt") as handle:
-            tensor = handle.get_tensor(name).contiguous()
-        raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-        found[name] = [str(tensor.dtype), list(tensor.shape), hashlib.sha256(raw).hexdigest()]
+        with safe_open(large[name], framework="pt") as handle:
+            found[name] = _hash_of(handle.get_tensor(name))
     return of_value(found)
+
+
+def _hash_of(tensor: torch.Tensor) -> list[Any]:
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return [str(tensor.dtype), list(tensor.shape), hashlib.sha256(raw).hexdigest()]
 
 
 def fingerprint_files(folder: Path) -> dict[str, Any]:

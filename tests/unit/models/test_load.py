@@ -155,6 +155,21 @@ def test_fingerprint_sees_weights_and_not_the_dtype(tmp_path: Path) -> None:
     assert fingerprint_weights(folder) != before
 
 
+def test_fingerprint_sees_a_lora_that_was_merged_into_any_layer(tmp_path: Path) -> None:
+    """A product of rank one on a single projection, and a bias or norm alone, make another base."""
+    from safetensors.torch import load_file, save_file
+
+    folder = copy_of("llama", tmp_path)
+    before, file = fingerprint_weights(folder), folder / "model.safetensors"
+    weights = load_file(file)
+    for name in weights:
+        changed = {**weights, name: weights[name] + 1e-3}
+        save_file(changed, file, metadata={"format": "pt"})
+        assert fingerprint_weights(folder) != before, name
+    save_file(weights, file, metadata={"format": "pt"})
+    assert fingerprint_weights(folder) == before
+
+
 def test_random_init_is_seeded() -> None:
     """Fresh weights, the same for the same seed."""
     one, same, other = (load(tiny.folder("llama"), random_init=True, seed=s).model.lm_head.weight for s in (1, 1, 2))
