@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import models as tiny
 import numpy as np
@@ -14,7 +15,7 @@ from luthier.core.errors import ModelError
 from luthier.core.types import Row
 from luthier.engine.batch import from_rows
 from luthier.methods import METHODS
-from luthier.models import forward, suited
+from luthier.models import forward, load, suited
 from luthier.models.load import load_base
 from luthier.models.settings import ModelSettings
 from luthier.pipeline import prepare
@@ -40,8 +41,12 @@ def test_encoders_do_tasks_with_a_head_only(task: str, monkeypatch: pytest.Monke
     assert caught.value.remedy
 
 
-def test_an_encoder_of_a_name_that_is_not_known_shows_itself(tmp_path: Path) -> None:
-    """RoFormer loads as a causal model and is none: one token changed behind moves the states before it."""
+def test_an_encoder_of_a_name_that_is_not_known_shows_itself(tmp_path: Path, monkeypatch: Any) -> None:
+    """RoFormer loads as a causal model and is none: one token changed behind moves the states before it.
+
+    Its output layer, which is no plain head, would be refused even earlier.
+    """
+    monkeypatch.setattr(load.logit_scale, "checked", lambda base: base.anatomy)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     config = transformers.RoFormerConfig(embedding_size=32, max_position_embeddings=64, **sizes, **tiny.SMALL)
     torch.manual_seed(0)
