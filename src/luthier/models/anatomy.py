@@ -237,8 +237,8 @@ def _linear_roles(layers: list[Named]) -> dict[str, list[str]]:
     roles: dict[str, list[str]] = {}
     for name, layer in layers:
         for inner, module in layer.named_modules():
-            if not isinstance(module, nn.Linear | Conv1D):
-                continue
+            if not isinstance(module, nn.Linear | Conv1D) or type(module).__name__.endswith(("Router", "Gate")):
+                continue  # a router of experts is a linear layer that gives a tuple: no layer to adapt
             leaf = inner.rpartition(".")[2]
             role = next((role for role, names in _ROLES.items() if leaf in names), None)
             if leaf in ("c_proj", "dense"):

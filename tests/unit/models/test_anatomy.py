@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import models as tiny
+import peft
 import pytest
 import torch
 import transformers
@@ -64,6 +65,23 @@ def test_other_architectures(kind: str) -> None:
     inside = {name for name, m in model.named_modules() if type(m).__name__.endswith("Linear") and ".layers." in name}
     assert inside <= linear
     assert found.num_kv_heads == {"falcon": 1, "gpt_neox": 4, "bloom": 4, "granite": 4}.get(kind, 2)
+
+
+@pytest.mark.parametrize("kind", ["phimoe", "llama4", "mixtral"])
+def test_routers_of_experts_are_no_layers_to_adapt(kind: str) -> None:
+    """A LoRA on every linear layer trains: a router is a linear layer by class, but gives a tuple."""
+    more = {"intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": 0, **WIDE}
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    config = {
+        "phimoe": lambda: transformers.PhimoeConfig(**experts, **more),
+        "llama4": lambda: transformers.Llama4TextConfig(head_dim=8, intermediate_size_mlp=48, **experts, **more),
+        "mixtral": lambda: transformers.MixtralConfig(**experts, **more),
+    }[kind]()
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    names = [name for found in anatomy.of(model).linear_names.values() for name in found]
+    assert any(name.endswith("q_proj") for name in names)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=names))
+    adapted(input_ids=torch.tensor([[3, 4, 5, 6]])).logits.sum().backward()
 
 
 def test_logit_rules() -> None:
