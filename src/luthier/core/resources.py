@@ -79,9 +79,16 @@ def memory_limit() -> str:
 
 
 def _number_of(error: Exception) -> int:
-    """errno of what a Rust library raises: `… I/O error: No space left on device (os error 28)`."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else 0
+    """errno of what a library that is not Python raises.
+
+    Rust: `… I/O error: No space left on device (os error 28)`; torch: `unable to open file <…> in read-only mode: Too
+    many open files (24)`, believed only if the words are those of that number.
+    """
+    text = str(error)
+    if found := re.search(r"\(os error (\d+)\)", text):
+        return int(found[1])
+    found = re.search(r": ([^:]+) \((\d{1,3})\)$", text.splitlines()[0] if text else "")
+    return int(found[2]) if found and os.strerror(int(found[2])) == found[1] else 0
 
 
 def _told(error: OSError, where: Path, need: int) -> OutOfResource:
