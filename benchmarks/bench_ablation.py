@@ -148,8 +148,6 @@ def build(folder: Path, switches: dict[str, Any]) -> tuple[Any, list[Any]]:
     adapted = AdaptedModel(base, attached, None, TASKS.parse("instruct"), method, layout=layout)
     adapted.loss_options = {"checkpointing": True} if switches.get("checkpointing") else {}
     base.shared_prefix = bool(switches.get("shared"))
-    if switches.get("int8"):
-        int8.install(base)
     if switches.get("compiled"):
         from luthier.models import compiled
 
@@ -165,6 +163,8 @@ def build(folder: Path, switches: dict[str, Any]) -> tuple[Any, list[Any]]:
         ids = np.concatenate([common, row["input_ids"]]).astype(np.int32)
         labels = np.concatenate([np.full(len(common), -100), row["labels"]]).astype(np.int32)
         made.append(Row(str(index), ids, labels))
+    if switches.get("int8"):
+        int8.install_checked(adapted, made[:3])
     return adapted, made
 
 

@@ -270,7 +270,7 @@ Counted from what is open, not in all: how many that is, is the test runner's af
 def _file_limit(free):
     """The RLIMIT_NOFILE under which `free` numbers are unused (the limit is on the number, not on the count)."""
     taken = {int(name) for name in os.listdir("/proc/self/fd")}
-    taken -= {number for number in taken if not os.path.exists(f"/proc/self/fd/{number}")}
+    taken = {number for number in taken if Path(f"/proc/self/fd/{number}").exists()}
     limit = 0
     while limit - len([number for number in taken if number < limit]) < free:
         limit += 1

@@ -255,7 +255,7 @@ def test_fault_E5_a_disk_that_refuses_is_exit_5_and_loses_nothing(tmp_path, undi
 def test_fault_E9_what_torch_says_of_a_full_table_is_told_with_the_limit(tmp_path):
     """Its errors are RuntimeErrors; a number in brackets that is no errno of those words is left alone."""
     words = "unable to open file </run/weights.safetensors> in read-only mode: Too many open files (24)"
-    with pytest.raises(OutOfResource, match="Too many open files .*RLIMIT_NOFILE is"), told_as_resource(tmp_path):
+    with pytest.raises(OutOfResource, match=r"Too many open files .*RLIMIT_NOFILE is"), told_as_resource(tmp_path):
         raise RuntimeError(words)
     for other in ("a shape: expected something else (24)", "", "odd: Too many open files (2)"):
         with pytest.raises(RuntimeError), told_as_resource(tmp_path):

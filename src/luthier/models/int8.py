@@ -1,13 +1,16 @@
 """`train.int8_base`: the frozen linear layers of the blocks compute in eight bits while training; all else stays exact.
 
 int8 on a CPU, fp8 on a GPU that has it (from Ada and Hopper on; unmeasured). Evaluation, samples, health and the saved
-adapter see the untouched base. Before training, the gradient on real rows is held against the exact one: under a cosine
-of 0.99 eight bits are refused.
+adapter see the untouched base. Before training, real rows go through both: a layer whose eight-bit output is too far
+off (the last one of a gated MLP: few large activations, and the many small ones round to zero) keeps its exact forward
+and has eight bits on the way back alone; then the gradient is held against the exact one, and under a cosine of 0.99
+eight bits are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,16 +21,14 @@ from luthier.core.events import Emit, silent
 from luthier.core.types import Row
 from luthier.engine import fp8, int8
 from luthier.engine.batch import from_rows
+from luthier.engine.eight_bit import EightBitWeight
 from luthier.models.base import Base
 
 COSINE = 0.99
 """Least cosine between the eight-bit gradient and the exact one."""
 
 
-Packing = type[int8.Int8Weight] | type[fp8.Fp8Weight]
-
-
-def packing(base: Base) -> Packing:
+def packing(base: Base) -> type[EightBitWeight]:
     """How this base's weights are packed, by what its device can do; ModelError where it can do neither."""
     weight = next(base.model.parameters())
     if weight.device.type == "cuda":
@@ -42,25 +43,29 @@ def packing(base: Base) -> Packing:
     return int8.Int8Weight
 
 
-def install(base: Base) -> list[str]:
-    """Give every frozen linear layer of the blocks an eight-bit forward for training. Returns their names."""
+def pack(base: Base) -> dict[nn.Linear, EightBitWeight]:
+    """Every frozen linear layer of the blocks with its eight-bit weight."""
     form = packing(base)
-    made = []
-    for prefix, layer in base.anatomy.layers:
+    made: dict[nn.Linear, EightBitWeight] = {}
+    for _, layer in base.anatomy.layers:
         for name, module in layer.named_modules():
             if type(module) is not nn.Linear or "lora_" in name or module.weight.requires_grad:
                 continue
             if form is int8.Int8Weight or fp8.fits(module.weight):
-                _override(module, form)
-                made.append(f"{prefix}.{name}")
+                made[module] = form(module.weight.detach(), None if module.bias is None else module.bias.detach())
     if not made:
         raise ModelError("no frozen linear layer", where="train.int8_base", remedy="int8_base: false")
     return made
 
 
-def _override(module: nn.Linear, form: Packing) -> None:
+def install(layers: dict[nn.Linear, EightBitWeight]) -> None:
+    """Give these layers their eight-bit weight for training."""
+    for module, packed in layers.items():
+        _override(module, packed)
+
+
+def _override(module: nn.Linear, packed: EightBitWeight) -> None:
     exact = module.forward
-    packed = form(module.weight.detach(), None if module.bias is None else module.bias.detach())
 
     def forward(states: Tensor) -> Tensor:
         return packed(states) if module.training else exact(states)
@@ -78,8 +83,13 @@ def remove(base: Base) -> None:
 
 def install_checked(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> float:
     """Install, measure the gradient's cosine on these rows, and refuse under COSINE. Returns the cosine."""
-    exact = _gradient(adapted, rows)
-    names = install(adapted.base)
+    layers = pack(adapted.base)
+    with _off_by(layers) as errors:
+        exact = _gradient(adapted, rows)
+    coarse = [module for module, packed in layers.items() if errors.get(module, 0.0) > packed.most_off]
+    for module in coarse:
+        layers[module].keep_forward_exact(module.weight.detach())
+    install(layers)
     found = _cosine(exact, _gradient(adapted, rows))
     if found < COSINE:
         remove(adapted.base)
@@ -89,8 +99,26 @@ def install_checked(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> f
             remedy="int8_base: false",
         )
     form = "fp8" if packing(adapted.base) is fp8.Fp8Weight else "int8"
-    emit("int8", layers=len(names), cosine=found, least=COSINE, form=form)
+    emit("int8", layers=len(layers), exact_forwards=len(coarse), cosine=found, least=COSINE, form=form)
     return found
+
+
+@contextmanager
+def _off_by(layers: dict[nn.Linear, EightBitWeight]) -> Iterator[dict[nn.Linear, float]]:
+    """Inside, what goes through these layers goes through eight bits too: ‖ŷ − y‖ / ‖y‖ of the last call."""
+    errors: dict[nn.Linear, float] = {}
+
+    def compare(module: nn.Linear, given: tuple[Tensor, ...], made: Tensor) -> None:
+        with torch.no_grad():
+            product = made if module.bias is None else made - module.bias
+            errors[module] = float((layers[module](given[0]) - made).norm() / product.norm().clamp(min=1e-30))
+
+    hooks = [module.register_forward_hook(compare) for module in layers]
+    try:
+        yield errors
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _gradient(adapted: Any, rows: Sequence[Row]) -> Tensor:

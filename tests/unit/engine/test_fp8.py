@@ -11,7 +11,7 @@ def test_what_the_format_holds_is_exact():
     weight = torch.randint(-8, 9, (32, 48), generator=source).float()
     states = torch.randint(-8, 9, (9, 48), generator=source).float()
     weight[:, 0] = states[:, 0] = 448.0  # the top of the format: every scale is 1
-    assert torch.equal(fp8.product(states, fp8._packed(weight)), states @ weight.t())
+    assert torch.equal(fp8.Fp8Weight.product(states, fp8.Fp8Weight.pack(weight)), states @ weight.t())
 
 
 def test_it_is_the_product_of_the_rounded_sides():
@@ -19,7 +19,9 @@ def test_it_is_the_product_of_the_rounded_sides():
     weight, states = torch.randn(32, 64), torch.randn(9, 64)
     (one, first), (other, second) = fp8._rounded(states), fp8._rounded(weight)
     wanted = (one.double() * first) @ (other.double() * second).t()
-    assert torch.allclose(fp8.product(states, fp8._packed(weight)).double(), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(
+        fp8.Fp8Weight.product(states, fp8.Fp8Weight.pack(weight)).double(), wanted, rtol=1e-5, atol=1e-5
+    )
     assert float(first.min()) > 0
     assert one.float().abs().amax(dim=1).tolist() == [448.0] * 9
 
@@ -45,9 +47,9 @@ def test_tokens_and_channels_have_their_own_scale():
     weight, states = torch.randn(32, 64), torch.randn(2, 64)
     states[0] *= 1e7
     weight[0] *= 1e7
-    made, wanted = fp8.product(states, fp8._packed(weight)), states @ weight.t()
+    made, wanted = fp8.Fp8Weight.product(states, fp8.Fp8Weight.pack(weight)), states @ weight.t()
     assert float((made[1, 1:] - wanted[1, 1:]).norm() / wanted[1, 1:].norm()) < 0.06
-    assert torch.equal(fp8.product(torch.zeros(1, 64), fp8._packed(weight)), torch.zeros(1, 32))
+    assert torch.equal(fp8.Fp8Weight.product(torch.zeros(1, 64), fp8.Fp8Weight.pack(weight)), torch.zeros(1, 32))
 
 
 def test_where_it_goes():

@@ -8,13 +8,36 @@ from luthier.engine import int8
 pytestmark = pytest.mark.skipif(not int8.available(), reason="torch without oneDNN's int8")
 
 
-def test_small_integers_are_exact():
+@pytest.mark.parametrize("wide", [64, 65, 130, 384])
+def test_the_largest_integers_are_exact(wide):
+    """Every token reaches 255, and the worst token meets the weights of one sign alone: nothing overflows."""
     source = torch.Generator().manual_seed(0)
-    weight = torch.randint(-127, 128, (24, 64), generator=source).float()
-    weight[:, 0] = 127.0
-    states = torch.randint(-20, 21, (9, 64), generator=source).float()
-    states[:, 0] = float(int8.activation_top())
-    assert torch.equal(int8.product(states, int8._packed(weight)), states @ weight.t())
+    weight = torch.randn(24, wide, generator=source)
+    weight[0], weight[1] = 1.0, torch.arange(wide) % 2 * 1.0
+    rounded, scales = int8.quantized(weight)
+    whole = rounded.float()
+    states = torch.randint(-127, 128, (50, wide), generator=source).float()
+    states[:, 0] = 127.0
+    states[:24] = torch.where(whole > 0, 127.0, -127.0)
+    states[24:48] = -states[:24]
+    packed = int8.Int8Weight.pack(weight)
+    made = int8.Int8Weight.product(states, packed) / scales
+    assert torch.equal(made.round(), states @ whole.t())
+    assert float((made - made.round()).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize(("summed", "worst"), [("none", 254), ("neighbours", 128), ("any", 128)])
+def test_weights_are_as_fine_as_the_processors_sums_allow(monkeypatch, summed, worst):
+    monkeypatch.setattr(int8, "summed_in_16_bits", lambda: summed)
+    weight = torch.randn(96, 257, generator=torch.Generator().manual_seed(1))
+    rounded, scales = int8.quantized(weight)
+    pairs = rounded[:, :256].reshape(96, 128, 2).int()
+    pairs = pairs[(pairs[..., 0] * pairs[..., 1]) > 0].sum(-1).abs()
+    assert int(rounded.abs().max()) <= 127
+    assert int(pairs.max()) <= worst
+    assert float((rounded * scales[:, None] - weight).abs().max() / scales.max()) <= 0.5001
+    error = float((rounded * scales[:, None] - weight).norm() / weight.norm())
+    assert error < {"none": 0.0072, "neighbours": 0.0105, "any": 0.0145}[summed]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -34,5 +57,20 @@ def test_rows_have_their_own_scale():
     torch.manual_seed(0)
     weight, states = torch.randn(32, 64), torch.randn(2, 64)
     states[0] *= 1e4
-    made, wanted = int8.product(states, int8._packed(weight)), states @ weight.t()
+    made, wanted = int8.Int8Weight.product(states, int8.Int8Weight.pack(weight)), states @ weight.t()
     assert float((made[1] - wanted[1]).norm() / wanted[1].norm()) < 0.02
+
+
+def test_a_forward_that_is_kept_exact_has_int8_on_the_way_back():
+    torch.manual_seed(0)
+    weight, shift, gradient = torch.randn(96, 64), torch.randn(96), torch.randn(2, 25, 96)
+    states = torch.randn(2, 25, 64, requires_grad=True)
+    packed = int8.Int8Weight(weight, shift)
+    packed(states).backward(gradient)
+    back, states.grad = states.grad, None
+    packed.keep_forward_exact(weight)
+    made = packed(states)
+    made.backward(gradient)
+    assert torch.equal(made, torch.nn.functional.linear(states, weight) + shift)
+    assert torch.equal(states.grad, back)
+    assert not torch.equal(back, gradient @ weight)

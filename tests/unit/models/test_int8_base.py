@@ -42,7 +42,7 @@ def test_training_is_int8_and_evaluation_is_exact():
     told = []
     cosine = int8.install_checked(adapted, rows, lambda kind, **facts: told.append((kind, facts)))
     assert 0.99 <= cosine < 1.0
-    assert told == [("int8", {"layers": 14, "cosine": cosine, "least": 0.99, "form": "int8"})]
+    assert told == [("int8", {"layers": 14, "exact_forwards": 0, "cosine": cosine, "least": 0.99, "form": "int8"})]
     adapted.train()
     lossy = float(adapted.loss(batch).total.detach())
     assert 0 < abs(lossy - exact) / exact < 0.01
@@ -50,6 +50,21 @@ def test_training_is_int8_and_evaluation_is_exact():
     int8.remove(adapted.base)
     adapted.train()
     assert float(adapted.loss(batch).total.detach()) == exact
+
+
+def test_a_layer_that_few_large_activations_make_coarse_keeps_its_exact_forward():
+    """The last layer of a gated MLP: its small inputs round to zero, and that is most of what int8 would lose."""
+    adapted, rows = adapted_and_rows()
+    layers = adapted.base.model.model.layers
+    with torch.no_grad():
+        layers[0].mlp.up_proj.weight[5] *= 40.0
+    told = []
+    int8.install_checked(adapted, rows, lambda kind, **facts: told.append(facts))
+    assert told[0]["exact_forwards"] == 1
+    states = torch.randn(7, 128)
+    for layer, kept in zip(layers, (True, False), strict=True):
+        exact = torch.nn.functional.linear(states, layer.mlp.down_proj.weight)
+        assert torch.equal(layer.mlp.down_proj.train()(states), exact) is kept
 
 
 def test_a_gpu_with_fp8_takes_the_same_way(monkeypatch):
@@ -99,7 +114,7 @@ def test_the_device_chooses(monkeypatch):
 
 def test_a_turned_gradient_is_refused(monkeypatch):
     adapted, rows = adapted_and_rows()
-    monkeypatch.setattr(products, "activation_top", lambda: 1)
+    monkeypatch.setattr(products, "TOP", 1)
     with pytest.raises(ModelError, match="cosine"):
         int8.install_checked(adapted, rows)
     assert not any("forward" in vars(module) for module in adapted.base.model.modules())
@@ -109,4 +124,4 @@ def test_trained_weights_stay_exact():
     adapted, _ = adapted_and_rows()
     adapted.base.model.requires_grad_(True)
     with pytest.raises(ModelError, match="no frozen"):
-        int8.install(adapted.base)
+        int8.pack(adapted.base)
