@@ -1,10 +1,10 @@
 """`train.int8_base`: the frozen linear layers of the blocks compute in eight bits while training; all else stays exact.
 
 int8 on a CPU, fp8 on a GPU that has it (from Ada and Hopper on; unmeasured). Evaluation, samples, health and the saved
-adapter see the untouched base. Before training, real rows go through both: a layer whose eight-bit output is too far
-off (the last one of a gated MLP: few large activations, and the many small ones round to zero) keeps its exact forward
-and has eight bits on the way back alone; then the gradient is held against the exact one, and under a cosine of 0.99
-eight bits are refused.
+adapter see the untouched base. Before training, real rows go through both ways. A layer whose eight-bit output is too
+far off (the last one of a gated MLP: few large activations, and the many small ones round to zero) keeps its exact
+forward and has eight bits on the way back alone. Then the gradient is held against the exact one: under a cosine of
+0.99 more forwards stay exact, the coarsest first, and where that does not help eight bits are refused.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from luthier.models.base import Base
 
 COSINE = 0.99
 """Least cosine between the eight-bit gradient and the exact one."""
+SHARES = 6
+"""Of the layers, a sixth more keep their exact forward at each try."""
 
 
 def packing(base: Base) -> type[EightBitWeight]:
@@ -82,24 +84,29 @@ def remove(base: Base) -> None:
 
 
 def install_checked(adapted: Any, rows: Sequence[Row], emit: Emit = silent) -> float:
-    """Install, measure the gradient's cosine on these rows, and refuse under COSINE. Returns the cosine."""
+    """Install as many eight-bit products as these rows' gradient bears, or refuse. Returns its cosine."""
     layers = pack(adapted.base)
     with _off_by(layers) as errors:
         exact = _gradient(adapted, rows)
-    coarse = [module for module, packed in layers.items() if errors.get(module, 0.0) > packed.most_off]
-    for module in coarse:
-        layers[module].keep_forward_exact(module.weight.detach())
+    coarsest = sorted(layers, key=lambda module: errors.get(module, 0.0), reverse=True)
+    kept = sum(errors.get(module, 0.0) > packed.most_off for module, packed in layers.items())
     install(layers)
-    found = _cosine(exact, _gradient(adapted, rows))
-    if found < COSINE:
-        remove(adapted.base)
-        raise ModelError(
-            f"the eight-bit gradient has a cosine of {found:.4f} with the exact one, under {COSINE}",
-            where="train.int8_base",
-            remedy="int8_base: false",
-        )
+    while True:
+        for module in coarsest[:kept]:
+            layers[module].keep_forward_exact(module.weight.detach())
+        found = _cosine(exact, _gradient(adapted, rows))
+        if found >= COSINE:
+            break
+        if kept == len(layers):
+            remove(adapted.base)
+            raise ModelError(
+                f"the eight-bit gradient has a cosine of {found:.4f} with the exact one, under {COSINE}",
+                where="train.int8_base",
+                remedy="int8_base: false",
+            )
+        kept = min(len(layers), kept + -(-len(layers) // SHARES))
     form = "fp8" if packing(adapted.base) is fp8.Fp8Weight else "int8"
-    emit("int8", layers=len(layers), exact_forwards=len(coarse), cosine=found, least=COSINE, form=form)
+    emit("int8", layers=len(layers), exact_forwards=kept, cosine=found, least=COSINE, form=form)
     return found
 
 
