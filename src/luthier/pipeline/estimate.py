@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from luthier.pipeline.prepare import Data
@@ -17,8 +19,9 @@ def estimate(recipe: Recipe, adapted: Any, plan: Any, steps: int, data: Data) ->
     """{"training_s", "memory_mb", "disk_mb"}: training alone, without measuring and reporting at the end.
 
     training_s scales the seconds per token of one group to all steps and validations (a forward alone counts as a
-    third). memory_mb is this process' peak, with the optimizer's state added; where the model is on a GPU it is the
-    GPU's memory (**unmeasured**: no GPU has run it). disk_mb is the kept checkpoints and the adapter.
+    third); with a trunk cache, what comes after the first epoch by those of the same group read from the cache.
+    memory_mb is this process' peak, with the optimizer's state added; where the model is on a GPU it is the GPU's
+    memory (**unmeasured**: no GPU has run it). disk_mb is the kept checkpoints and the adapter.
     """
     from luthier.train import optimizer_state
 
@@ -26,18 +29,19 @@ def estimate(recipe: Recipe, adapted: Any, plan: Any, steps: int, data: Data) ->
     place = adapted.device
     adapted.train()
     _forget_peak(place)
-    _pass(adapted, group[:1])  # the first one pays for allocations
-    _wait(place)
-    began = time.perf_counter()
-    _pass(adapted, group)
-    _wait(place)
-    per_token = (time.perf_counter() - began) / sum(int(batch.bounds[-1]) for batch in group)
+    _seconds(adapted, group[:1])  # the first one pays for allocations
+    size = sum(int(batch.bounds[-1]) for batch in group)
+    fresh = kept = _seconds(adapted, group) / size
+    if recipe.train.trunk_cache:
+        kept = _seconds_from_cache(adapted, group, data.rows["train"], size) / size or fresh
     adapted.eval()
     weights = adapted.parameters_by_name()
     state = optimizer_state.expected_bytes(recipe.train.optimizer, weights)
     size = sum(tensor.numel() * tensor.element_size() for tensor in adapted.state().values())
-    trained = per_token * steps * _mean_tokens(data.rows["train"], plan)
-    validated = per_token / 3 * _tokens(data.rows["validation"]) * (1 + _validations(recipe, steps, plan))
+    once = _tokens(data.rows["train"])
+    tokens = steps * once / max(1, plan.steps(0))
+    trained = fresh * min(tokens, once) + kept * max(0.0, tokens - once)
+    validated = fresh / 3 * _tokens(data.rows["validation"]) * (1 + _validations(recipe, steps, plan))
     return {
         "training_s": round(trained + validated, 1),
         "memory_mb": round((peak_bytes(place) + state) / MEGABYTE),
@@ -45,19 +49,39 @@ def estimate(recipe: Recipe, adapted: Any, plan: Any, steps: int, data: Data) ->
     }
 
 
-def _pass(adapted: Any, group: Any) -> None:
+def _seconds(adapted: Any, group: Any) -> float:
+    """One pass forward and backward; its gradients are forgotten."""
+    _wait(adapted.device)
+    began = time.perf_counter()
     for batch in group:
         adapted.loss(batch).total.backward()
+    _wait(adapted.device)
+    took = time.perf_counter() - began
     for weight in adapted.parameters_by_name().values():
         weight.grad = None
+    return took
+
+
+def _seconds_from_cache(adapted: Any, group: Any, rows: Any, tokens: int) -> float:
+    """Of the group once more when the cache knows it; 0 where no cache applies (`check` says why elsewhere)."""
+    from luthier.models import trunk
+
+    few: list[Any] = []
+    while len(few) < len(rows) and _tokens(few) < tokens:
+        few.append(rows[len(few)])  # the cache has room for as many tokens as these
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "trunk"
+        if not trunk.install(adapted, few, file):
+            return 0.0
+        adapted.train()  # looking at the layers leaves it at rest
+        _seconds(adapted, group)
+        took = _seconds(adapted, group)
+        trunk.remove(adapted, file)
+    return took
 
 
 def _tokens(rows: Any) -> int:
     return sum(len(rows[index].input_ids) for index in range(len(rows)))
-
-
-def _mean_tokens(rows: Any, plan: Any) -> float:
-    return _tokens(rows) / max(1, plan.steps(0))
 
 
 def _validations(recipe: Recipe, steps: int, plan: Any) -> int:

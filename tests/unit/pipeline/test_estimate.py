@@ -36,6 +36,32 @@ def test_more_steps_take_longer():
     assert many > 20 * few
 
 
+def test_later_epochs_come_from_the_trunk_cache(monkeypatch):
+    """The first epoch fills it and takes as long as ever; then the group costs what it costs from the cache."""
+    passes, real = [], estimate._seconds
+
+    def seconds(adapted, group):
+        trunk = adapted.base.trunk
+        before = trunk.reused if trunk else 0
+        real(adapted, group)
+        passes.append(bool(trunk and trunk.reused > before))
+        return 0.25 if passes[-1] else 1.0
+
+    monkeypatch.setattr(estimate, "_seconds", seconds)
+    settings = ("method.layers=[-1]", "train.steps=null", "train.batch_tokens=400")
+
+    def planned(epochs, cache):
+        recipe = Recipe.parse(RECIPE, *settings, f"train.epochs={epochs}", f"train.trunk_cache={cache}")
+        return story.check(recipe)["plan"]["training_s"]
+
+    once, often = planned(1, "false"), planned(9, "false")
+    assert passes == [False, False] * 2
+    assert planned(1, "true") == once
+    cached = planned(9, "true")
+    assert passes[-4:] == [False, False, False, True]
+    assert 0.3 < cached / often < 0.5  # (1 + 8 · .25) / 9 of the training, and its validations
+
+
 class OnGpu:
     """As much of an adapted model, a plan and data as the estimate asks for; the device is said to be a GPU."""
 
@@ -73,5 +99,5 @@ def test_on_a_gpu_the_plan_is_of_its_memory(monkeypatch):
     data = SimpleNamespace(rows={"train": rows, "validation": rows})
     found = estimate.estimate(Recipe.parse(RECIPE), made, made, 20, data)
     assert found["memory_mb"] == 7000 + round(2 * 4 * 1000 / 1e6)  # what torch counted, and AdamW's two moments
-    assert log == ["reset", "pass", "wait", "pass", "wait"]
+    assert log == ["reset", *["wait", "pass", "wait"] * 2]
     assert estimate.peak_bytes() < 7_000_000_000
