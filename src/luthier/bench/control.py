@@ -47,13 +47,14 @@ def bench(
         raise RecipeError(f"there is no shape {shape!r}", where="--shape", remedy=f"one of {', '.join(SHAPES)}")
     known = interpreters(pythons, trl)
     device, dtype = place(device, dtype)
-    choose(names, known, device, LEAST_SHARED)  # what is misspelt is told before anything is made
+    architecture = SHAPES[shape][0]
+    choose(names, known, device, LEAST_SHARED, architecture)  # what is misspelt is told before anything is made
     with tempfile.TemporaryDirectory(prefix="luthier-bench-") as scratch:
         folder = Path(scratch)
         work = _first(
             folder, threads, "prepare", shape=shape, rows=rows, data=data, prefix=prefix, device=device, dtype=dtype
         )
-        chosen = choose(names, known, device, work["shared"])
+        chosen = choose(names, known, device, work["shared"], architecture)
         say(f"{work['count']} rows, {work['tokens']} tokens, {work['supervised']} supervised")
         objectives = sorted({KINDS[name].objective for name in chosen if not KINDS[name].lossy} | {"answers"})
         _first(folder, threads, "reference", objectives=objectives)
