@@ -64,6 +64,9 @@ KINDS: dict[str, Kind] = {
         Kind("torchtune_packing", "torchtune", in_order=False, architecture="llama"),
         Kind("litgpt", "litgpt", in_order=False, architecture="llama", objective="rows"),
         Kind("litgpt_sorted", "litgpt", in_order=False, architecture="llama"),
+        Kind("axolotl", "axolotl", in_order=False, objective="rows"),
+        Kind("axolotl_sorted", "axolotl", in_order=False),
+        Kind("axolotl_packing", "axolotl", in_order=False),
         Kind("unsloth", "unsloth", in_order=False, device="cuda"),
     )
 }
@@ -84,6 +87,7 @@ USUAL = {
     "swift": ("swift", "swift_sorted"),
     "torchtune": ("torchtune", "torchtune_sorted", "torchtune_packing"),
     "litgpt": ("litgpt", "litgpt_sorted"),
+    "axolotl": ("axolotl", "axolotl_sorted", "axolotl_packing"),
 }
 """Arms that run without being named where the peer's interpreter is given."""
 

@@ -244,6 +244,20 @@ def test_an_arm_that_fails_its_check_is_dropped_before_anything_is_timed(tmp_pat
         measuring(tmp_path, luthier=1.1).correct(["luthier"])
 
 
+def test_an_arm_that_cannot_do_its_epoch_is_dropped_and_the_others_go_on(tmp_path):
+    found = measuring(tmp_path)
+    found.judge = SimpleNamespace(order=lambda do, **more: {"gemm_gflops": 5.0})
+    Played.answers = {("trl", "warm"): LuthierError("took 11 tokens of 12"), ("documents", "go"): LuthierError("gone")}
+    speeds, records, loads = found.rounds(["luthier", "trl", "documents", "transformers"], 2)
+    assert {name: len(each) for name, each in records.items()} == {"luthier": 2, "transformers": 2}
+    assert (speeds, len(loads)) == ([5.0, 5.0], 2)
+    assert found.dropped == [{"name": "trl", "why": "took 11 tokens of 12"}, {"name": "documents", "why": "gone"}]
+    assert set(found.crew.alive) == {"luthier", "transformers"}
+    Played.answers = {("luthier", "go"): LuthierError("killed")}
+    with pytest.raises(GateFailed, match="killed"):
+        found.rounds(["luthier"], 1)
+
+
 def test_losses_after_the_epoch_must_agree():
     losses = {"luthier": 2.0, "luthier_padded": 2.0005, "transformers": 2.03, "documents": 2.5, "luthier_int8": 2.2,
               "trl_packing": 2.3, "luthier_top": 2.4, "luthier_trunk_cache": 2.4}  # fmt: skip

@@ -17,7 +17,7 @@ from luthier.bench.shapes import SHAPES
 from luthier.bench.worker import Worker
 from luthier.core.errors import RecipeError
 
-OTHERS = ("llamafactory", "swift", "torchtune", "litgpt")
+OTHERS = ("llamafactory", "swift", "torchtune", "litgpt", "axolotl")
 
 
 def test_peers_are_named_with_their_interpreters():
@@ -26,7 +26,7 @@ def test_peers_are_named_with_their_interpreters():
     assert control.interpreters([f"{name}=p" for name in OTHERS]) == dict.fromkeys(OTHERS, "p")
     with pytest.raises(RecipeError, match="no peer 'llama-factory'") as raised:
         control.interpreters(["llama-factory=x"])
-    assert raised.value.remedy == "one of litgpt, llamafactory, swift, torchtune, transformers, trl, unsloth"
+    assert raised.value.remedy == "one of axolotl, litgpt, llamafactory, swift, torchtune, transformers, trl, unsloth"
     with pytest.raises(RecipeError, match="PEER=PATH"):
         control.interpreters(["trl"])
 
@@ -51,7 +51,7 @@ def test_an_arm_that_does_not_fit_the_model_is_refused_before_anything_is_made(m
         assert control.choose([name], given)[-1] == name
     usual = control.choose([], given, architecture="opt")
     assert [name for name in usual if arms.KINDS[name].peer in ("litgpt", "torchtune", "swift")] == []
-    assert "llamafactory_packing" in usual
+    assert {"llamafactory_packing", "axolotl_packing"} <= set(usual)
     assert {SHAPES[name][0] for name in ("llama25m", "opt125m")} == {"llama", "opt"}
     monkeypatch.setattr(control, "_first", lambda *given, **more: pytest.fail("something was made"))
     with pytest.raises(RecipeError, match="the arm litgpt is for llama models"):
@@ -59,8 +59,8 @@ def test_an_arm_that_does_not_fit_the_model_is_refused_before_anything_is_made(m
     with pytest.raises(RecipeError, match="the arm unsloth is for cuda"):
         control.choose(["unsloth"], {"unsloth": "p"})
     assert control.choose(["unsloth"], {"unsloth": "p"}, "cuda")[-1] == "unsloth"
-    with pytest.raises(RecipeError, match="the arm swift needs an interpreter"):
-        control.choose(["swift"], {})
+    with pytest.raises(RecipeError, match="the arm axolotl needs an interpreter"):
+        control.choose(["axolotl"], {})
 
 
 def lora(layers=2, heads=4, size=6, groups=2, rank=3):

@@ -25,6 +25,7 @@ FILES = {
     "swift": "swift",
     "torchtune": "torchtune",
     "litgpt": "litgpt",
+    "axolotl": "axolotl",
 }
 """Arm, or its beginning up to an underscore, and the file of its class `Arm`."""
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "flash_attn", "liger_kernel")
