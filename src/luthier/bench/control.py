@@ -127,7 +127,7 @@ class Measuring:
                 continue
             self.versions[name] = found["versions"]
             check = self.judge.order("compare", found=found, objective=kind.objective)
-            self.checks[name] = {**check, "lossy": kind.lossy}
+            self.checks[name] = {**check, "lossy": kind.lossy, "objective": kind.objective}
             if not check["ok"] and not kind.lossy:
                 self.drop(name, _off(check))
                 continue

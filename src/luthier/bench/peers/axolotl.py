@@ -1,5 +1,5 @@
-"""axolotl's trainer, made by its own `load_cfg`, `load_datasets` (which takes tokens as they are where a data set has no
-type), model loader and trainer builder, as its `train` does.
+"""axolotl's trainer, made by its own `load_cfg`, `load_datasets` (which takes tokens as they are where a data set has
+no type), model loader and trainer builder, as its `train` does.
 
 axolotl           its defaults: one row a micro-batch, 16 accumulated. Its trainer sets `model_accepts_loss_kwargs` off,
                   so that each micro-batch's mean loss weighs the same, however many tokens of it are trained: its
@@ -7,6 +7,9 @@ axolotl           its defaults: one row a micro-batch, 16 accumulated. Its train
 axolotl_sorted    16 rows in one micro-batch, in the order of their lengths (`curriculum_sampling`)
 axolotl_packing   `sample_packing` of about 16 rows into one flat row. Several rows of 512 in a micro-batch would be
                   dropped where they do not fill it, and accumulated ones be weighed as above
+
+Its LoRA kernels, which it switches on by itself where there is no dropout, do not find their place in OPT's code and
+end the run: they are off there.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from typing import Any
 
 from .peer import Rows
 from .trainer import OnTrainer, by_length, packs_a_step
+
+KERNELS = ("lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel")
 
 
 class Arm(OnTrainer):
@@ -40,7 +45,10 @@ class Arm(OnTrainer):
         kept = by_length(rows) if self.arm == "axolotl_sorted" else rows
         lines = (json.dumps({**row, "attention_mask": [1] * len(row["input_ids"])}) for row in kept)
         (Path(folder) / "rows.jsonl").write_text("\n".join(lines), "utf-8")
+        told = json.loads((Path(work["model"]) / "config.json").read_text("utf-8"))
+        kernels = {} if told["model_type"] == "llama" else dict.fromkeys(KERNELS, False)
         given = {
+            **kernels,
             "base_model": work["model"],
             "adapter": "lora",
             "lora_model_dir": work["start"],

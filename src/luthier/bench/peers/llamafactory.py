@@ -3,8 +3,10 @@ tokenizer, template, `tokenized_path` data set, loader (with `adapter_name_or_pa
 
 llamafactory           its defaults, 4 rows × 4: activations are recomputed (`disable_gradient_checkpointing` is off),
                        batches are padded to a multiple of 8
+llamafactory_single    1 row × 16, padded to a multiple of 8 alone, nothing recomputed
 llamafactory_sorted    16 rows in the order of their lengths (`disable_shuffling`), nothing recomputed
-llamafactory_packing   `neat_packing` to 512 (a dense mask keeps rows apart), about 16 rows a step, nothing recomputed
+llamafactory_packing   `neat_packing` (a dense mask keeps rows apart), about 16 rows a step, nothing recomputed. Packed
+                       rows hold one token less than `cutoff_len` and longer ones are left out, so it is 520 here
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ class Arm(OnTrainer):
         from llamafactory.hparams import get_train_args
 
         work, packed = self.work, self.arm == "llamafactory_packing"
-        size = {"llamafactory": 4, "llamafactory_packing": packs_a_step(work)}.get(self.arm, work["rows_per_step"])
+        sizes = {"llamafactory": 4, "llamafactory_single": 1, "llamafactory_packing": packs_a_step(work)}
+        size = sizes.get(self.arm, work["rows_per_step"])
         given = {
-            **arguments(work, size, work["rows_per_step"] // 4 if self.arm == "llamafactory" else 1),
+            **arguments(work, size, 1 if packed else work["rows_per_step"] // size),
             "report_to": "none",
             "stage": "sft",
             "do_train": True,
@@ -37,7 +40,7 @@ class Arm(OnTrainer):
             "dataset": "rows",
             "template": "empty",
             "finetuning_type": "lora",
-            "cutoff_len": work["longest"],
+            "cutoff_len": work["longest"] + 8 * packed,
             "disable_gradient_checkpointing": self.arm != "llamafactory",
             "disable_shuffling": self.arm == "llamafactory_sorted",
             "packing": packed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ FILES = {
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "flash_attn", "liger_kernel")
 
 
-class Peer:
+class Peer(ABC):
     """One arm. `work` is work.json; `given` are all rows."""
 
     libraries: tuple[str, ...] = ()
@@ -44,24 +45,24 @@ class Peer:
         self.model = self.load()
         self.embeddings().register_forward_pre_hook(self._count)
 
+    @abstractmethod
     def load(self) -> Any:
         """The peer's model, with the start adapter on it."""
-        raise NotImplementedError
 
     def embeddings(self) -> Any:
         """The module that every position passes once."""
         return self.model.get_input_embeddings()
 
+    @abstractmethod
     def reset(self, adapter: str) -> None:
         """Put an adapter of PEFT's format into the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def training(self, rows: Rows, one_step: bool) -> Callable[[], float]:
         """Everything made for an epoch over `rows`; calling it trains and returns the mean loss.
 
         `one_step`: all rows in one update, in the arm's own micro-batches, without clipping.
         """
-        raise NotImplementedError
 
     def gradients(self) -> dict[str, Any]:
         """Of the adapter, by PEFT's names, as they stand now."""

@@ -2,7 +2,10 @@
 set (messages that a template turns into tokens) is the one part that is not gone through: rows are tokens already.
 
 swift          its defaults, 4 rows × 4: activations are recomputed (`gradient_checkpointing` is on)
+swift_single   1 row × 16: nothing is padded, nothing recomputed
 swift_sorted   16 rows in the order of their lengths, nothing recomputed
+
+Its loader's process, which it starts by default, is left out: the clock counts this process alone.
 
 Its packing and padding-free ask for flash attention (`SftArguments` raises without), so that they do not exist on a
 CPU. A folder is taken for an architecture that it knows; OPT is not among those.
@@ -26,9 +29,9 @@ class Arm(OnTrainer):
         from swift.arguments import SftArguments
 
         work, usual = self.work, self.arm == "swift"
-        size = 4 if usual else work["rows_per_step"]
+        size = {"swift": 4, "swift_single": 1}.get(self.arm, work["rows_per_step"])
         options = {
-            **arguments(work, size, work["rows_per_step"] // 4 if usual else 1),
+            **arguments(work, size, work["rows_per_step"] // size),
             "adam_beta2": 0.999,
             "model": work["model"],
             "model_type": "llama",
@@ -39,10 +42,11 @@ class Arm(OnTrainer):
             "dataset": ["rows"],
             "max_length": work["longest"],
             "check_model": False,
+            "dataloader_num_workers": 0,
             "add_version": False,
             "split_dataset_ratio": 0.0,
             "gradient_checkpointing": usual,
-            "train_dataloader_shuffle": usual,
+            "train_dataloader_shuffle": self.arm != "swift_sorted",
             **more,
         }
         return SftArguments(**options)

@@ -2,6 +2,7 @@
 with its builder `lora_llama3`, its checkpointer's conversion, and rows as a data set component.
 
 torchtune           as its configuration for Llama 3.2 1B has it: 4 rows × 4, chunked loss, nothing recomputed
+torchtune_single    1 row × 16: nothing is padded
 torchtune_sorted    16 rows in the order of their lengths
 torchtune_packing   `packed` to 512 (rows in their order, a dense mask keeps them apart), about 16 rows a step
 
@@ -101,7 +102,7 @@ class Arm(Peer):
     def configured(self, folder: str, rows: Rows, one_step: bool) -> dict[str, Any]:
         """What a configuration file of the recipe would say."""
         work, packed = self.work, self.arm == "torchtune_packing"
-        size = {"torchtune": 4, "torchtune_packing": 1}.get(self.arm, work["rows_per_step"])
+        size = {"torchtune": 4, "torchtune_single": 1, "torchtune_packing": 1}.get(self.arm, work["rows_per_step"])
         size = largest(size, len(rows))
         together = packs_a_step(work) if packed else max(1, work["rows_per_step"] // size)
         if one_step:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ class OnTrainer(Peer):
 
         set_peft_model_state_dict(self.model, load_file(Path(adapter) / "adapter_model.safetensors"))
 
+    @abstractmethod
     def trainer(self, rows: Rows, **more: Any) -> Any:
         """This arm's trainer over these rows; `more` are options that come last."""
-        raise NotImplementedError
 
     def training(self, rows: Rows, one_step: bool) -> Callable[[], float]:
         """One step is made of more micro-batches than there can be."""

@@ -1,6 +1,7 @@
 """TRL's SFTTrainer on pre-tokenised rows.
 
 trl               its defaults, 4 rows × 4
+trl_single        1 row × 16: nothing is padded
 trl_grouped       16 rows, grouped by length
 trl_sorted        16 rows in the order of their lengths: what grouping comes to over a large data set
 trl_packing       packing to 512 (best-fit), about 16 rows a step
@@ -25,8 +26,8 @@ class Arm(OnTrainer):
         from trl import SFTConfig, SFTTrainer
 
         work, arm = self.work, self.arm
-        size = {"trl": 4, "trl_packing": packs_a_step(work)}.get(arm, work["rows_per_step"])
-        options = arguments(work, size, work["rows_per_step"] // 4 if arm == "trl" else 1)
+        size = {"trl": 4, "trl_single": 1, "trl_packing": packs_a_step(work)}.get(arm, work["rows_per_step"])
+        options = arguments(work, size, 1 if arm == "trl_packing" else work["rows_per_step"] // size)
         options |= {
             "max_length": work["longest"],
             "completion_only_loss": True,
