@@ -1,6 +1,6 @@
 """The engine against other people's whole loops, a peer at a time: each at its default and at its best.
 
-    python benchmarks/bench_peers.py --python litgpt=PATH --python torchtune=PATH … [--shapes llama25m] [--rows 32]
+    python benchmarks/bench_peers.py --python litgpt=PATH --python torchtune=PATH … [--shapes llama25m] [--arms …]
 
 One group is one `luthier bench` of luthier and the usual arms of one peer: epochs in turn, ratios inside a round. Every
 group is written when it is done, and one that is there already (same shape, peer, rows) is not measured again.
@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH")
     parser.add_argument("--shapes", nargs="+", default=["llama25m"])
+    parser.add_argument("--arms", nargs="+", default=[], help="Of each peer, instead of its usual ones.")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=OUT)
@@ -36,11 +37,12 @@ def main() -> None:
     groups = json.loads(given.out.read_text("utf-8"))["groups"] if given.out.is_file() else []
     for shape in given.shapes:
         for peer in pythons:
-            if not usual(peer, shape) or seen(groups, shape, peer, given.rows):
+            names = [name for name in given.arms if KINDS[name].peer == peer] or usual(peer, shape)
+            if not names or seen(groups, shape, peer, given.rows):
                 continue
             began = time.monotonic()
             found = control.bench(
-                usual(peer, shape),
+                names,
                 shape=shape,
                 rows=given.rows,
                 rounds=given.rounds,

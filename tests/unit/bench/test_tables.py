@@ -91,6 +91,9 @@ def test_the_page_has_every_goal_and_says_what_was_not_measured(monkeypatch):
     monkeypatch.setattr(module, "read", lambda name: shown.get(name, {}))
     text = module.goals()
     assert "| over TRL at its best, llama25m | ≥ 2.0 | 2.00 |" in text
+    single = {"shape": "llama25m", "ratios": {"luthier/trl_best": {"median": 1.75}, "luthier/trl": {"median": 1.0}}}
+    shown["peers"] = {"groups": [single]}
+    assert "| over TRL at its best, llama25m | ≥ 2.0 | 1.75 |" in module.goals()
     assert "| over TRL at its best, opt125m | ≥ 2.0 | not measured |" in text
     assert "plain HF's, opt125m | ≤ 0.5 | 0.40 `luthier` |" in text
     assert "plain HF's, llama25m | ≤ 0.5 | not measured |" in text
