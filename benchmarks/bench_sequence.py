@@ -117,11 +117,10 @@ def plain_step(folder: Path) -> tuple[Any, list[Any]]:
     """Hugging Face's model and loss, PEFT's layers."""
     import torch
 
-    from luthier.bench import peers  # imports nothing of luthier
+    from luthier.bench.peers.peer import peer_of  # imports nothing of luthier
 
-    work = json.loads((folder / "work.json").read_text("utf-8"))
-    model = peers.load(work, "transformers").train()
-    row = json.loads((folder / "rows.json").read_text("utf-8"))[0]
+    peer = peer_of(folder, "transformers")
+    model, row = peer.model.train(), peer.rows[0]
     ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     return lambda: model(input_ids=ids, labels=labels).loss, weights

@@ -11,7 +11,11 @@ from luthier.core.errors import RecipeError
 
 @dataclass(frozen=True)
 class Kind:
-    """One arm. `objective` names the reference of its loss and gradients: answers | everything | top."""
+    """One arm. `objective` names the reference of its loss and gradients.
+
+    answers: the mean over the trained tokens; everything: over all tokens; rows: over the rows' own means; top:
+    `answers` with adapters in the top layers alone.
+    """
 
     name: str
     peer: str = ""
@@ -24,6 +28,8 @@ class Kind:
     """The same rows in the same steps as `luthier`: its loss after the epoch must be the same too."""
     device: str = ""
     """The only device that it is for; empty for both."""
+    architecture: str = ""
+    """The only kind of model that it can train; empty for all."""
 
 
 KINDS: dict[str, Kind] = {
@@ -44,10 +50,27 @@ KINDS: dict[str, Kind] = {
         Kind("transformers", "transformers"),
         Kind("documents", "transformers", objective="everything", in_order=False),
         Kind("trl", "trl", in_order=False),
+        Kind("trl_single", "trl", in_order=False),
         Kind("trl_grouped", "trl", in_order=False),
         Kind("trl_sorted", "trl", in_order=False),
         Kind("trl_packing", "trl", in_order=False),
         Kind("trl_padding_free", "trl", in_order=False),
+        Kind("llamafactory", "llamafactory", in_order=False),
+        Kind("llamafactory_single", "llamafactory", in_order=False),
+        Kind("llamafactory_sorted", "llamafactory", in_order=False),
+        Kind("llamafactory_packing", "llamafactory", in_order=False),
+        Kind("swift", "swift", in_order=False, architecture="llama"),
+        Kind("swift_single", "swift", in_order=False, architecture="llama"),
+        Kind("swift_sorted", "swift", in_order=False, architecture="llama"),
+        Kind("torchtune", "torchtune", in_order=False, architecture="llama"),
+        Kind("torchtune_single", "torchtune", in_order=False, architecture="llama"),
+        Kind("torchtune_sorted", "torchtune", in_order=False, architecture="llama"),
+        Kind("torchtune_packing", "torchtune", in_order=False, architecture="llama"),
+        Kind("litgpt", "litgpt", in_order=False, architecture="llama", objective="rows"),
+        Kind("litgpt_sorted", "litgpt", in_order=False, architecture="llama"),
+        Kind("axolotl", "axolotl", in_order=False, objective="rows"),
+        Kind("axolotl_sorted", "axolotl", in_order=False),
+        Kind("axolotl_packing", "axolotl", in_order=False),
         Kind("unsloth", "unsloth", in_order=False, device="cuda"),
     )
 }
@@ -61,7 +84,15 @@ PEERS = tuple(dict.fromkeys(kind.peer for kind in KINDS.values() if kind.peer))
 LEAST_SHARED = 16
 """Tokens that all rows must begin with where shared prefixes are an arm (`engine.sharing` looks for no fewer)."""
 DEFAULT = ("luthier", "luthier_padded", "transformers")
-USUAL = {"trl": ("trl", "trl_sorted", "trl_packing"), "unsloth": ("unsloth",)}
+USUAL = {
+    "trl": ("trl", "trl_single", "trl_sorted", "trl_packing"),
+    "unsloth": ("unsloth",),
+    "llamafactory": ("llamafactory", "llamafactory_single", "llamafactory_sorted", "llamafactory_packing"),
+    "swift": ("swift", "swift_single", "swift_sorted"),
+    "torchtune": ("torchtune", "torchtune_single", "torchtune_sorted", "torchtune_packing"),
+    "litgpt": ("litgpt", "litgpt_sorted"),
+    "axolotl": ("axolotl", "axolotl_sorted", "axolotl_packing"),
+}
 """Arms that run without being named where the peer's interpreter is given."""
 
 
@@ -80,10 +111,12 @@ def interpreters(given: Sequence[str], trl: str | None = None) -> dict[str, str]
     return found
 
 
-def choose(names: Sequence[str], pythons: Mapping[str, str], device: str = "cpu", shared: int = 0) -> list[str]:
-    """The arms that were named, or the usual ones; `luthier` is always among them."""
-    usual = [name for peer in pythons for name in USUAL.get(peer, ()) if _fits(KINDS[name], device)]
-    wanted = list(names) or [*DEFAULT, *usual]
+def choose(
+    names: Sequence[str], pythons: Mapping[str, str], device: str = "cpu", shared: int = 0, architecture: str = "llama"
+) -> list[str]:
+    """The arms that were named, or the usual ones that fit; `luthier` is always among them."""
+    usual = [name for peer in pythons for name in USUAL.get(peer, ())]
+    wanted = list(names) or [*DEFAULT, *(name for name in usual if not _misfit(KINDS[name], device, architecture))]
     for name in wanted:
         kind = KINDS.get(name)
         if kind is None:
@@ -91,13 +124,19 @@ def choose(names: Sequence[str], pythons: Mapping[str, str], device: str = "cpu"
         if kind.peer not in ("", "transformers") and kind.peer not in pythons:
             remedy = f"--python {kind.peer}=PATH, of an environment that has it"
             raise RecipeError(f"the arm {name} needs an interpreter", remedy=remedy)
-        if not _fits(kind, device):
-            raise RecipeError(f"the arm {name} is for {kind.device}", where="--device", remedy="leave this arm out")
+        if misfit := _misfit(kind, device, architecture):
+            where, words = misfit
+            raise RecipeError(f"the arm {name} is for {words}", where=where, remedy="leave this arm out")
         if kind.switches.get("shared_prefix") and shared < LEAST_SHARED:
             remedy = "--prefix 128, or rows that share an instruction"
             raise RecipeError("these rows share no beginning worth it", where=name, remedy=remedy)
     return list(dict.fromkeys(("luthier", *wanted)))
 
 
-def _fits(kind: Kind, device: str) -> bool:
-    return kind.device in ("", device)
+def _misfit(kind: Kind, device: str, architecture: str) -> tuple[str, str] | None:
+    """The flag that an arm does not fit, and what it is for; None where it fits."""
+    if kind.device not in ("", device):
+        return "--device", kind.device
+    if kind.architecture not in ("", architecture):
+        return "--shape", f"{kind.architecture} models, not {architecture}"
+    return None

@@ -47,13 +47,14 @@ def bench(
         raise RecipeError(f"there is no shape {shape!r}", where="--shape", remedy=f"one of {', '.join(SHAPES)}")
     known = interpreters(pythons, trl)
     device, dtype = place(device, dtype)
-    choose(names, known, device, LEAST_SHARED)  # what is misspelt is told before anything is made
+    architecture = SHAPES[shape][0]
+    choose(names, known, device, LEAST_SHARED, architecture)  # what is misspelt is told before anything is made
     with tempfile.TemporaryDirectory(prefix="luthier-bench-") as scratch:
         folder = Path(scratch)
         work = _first(
             folder, threads, "prepare", shape=shape, rows=rows, data=data, prefix=prefix, device=device, dtype=dtype
         )
-        chosen = choose(names, known, device, work["shared"])
+        chosen = choose(names, known, device, work["shared"], architecture)
         say(f"{work['count']} rows, {work['tokens']} tokens, {work['supervised']} supervised")
         objectives = sorted({KINDS[name].objective for name in chosen if not KINDS[name].lossy} | {"answers"})
         _first(folder, threads, "reference", objectives=objectives)
@@ -109,7 +110,7 @@ class Measuring:
         self.say(f"{name} is dropped: {why}")
         self.crew.end(name)
         if name == "luthier":
-            raise GateFailed(f"luthier is not exact here: {why}", where="bench", remedy="no figure is given")
+            raise GateFailed(f"luthier is not exact here, or fails: {why}", where="bench", remedy="no figure is given")
 
     def correct(self, names: Sequence[str]) -> list[str]:
         """Those whose loss and gradients are right; a lossy one has to pass the product's own refusal."""
@@ -126,7 +127,7 @@ class Measuring:
                 continue
             self.versions[name] = found["versions"]
             check = self.judge.order("compare", found=found, objective=kind.objective)
-            self.checks[name] = {**check, "lossy": kind.lossy}
+            self.checks[name] = {**check, "lossy": kind.lossy, "objective": kind.objective}
             if not check["ok"] and not kind.lossy:
                 self.drop(name, _off(check))
                 continue
@@ -135,20 +136,33 @@ class Measuring:
         return kept
 
     def rounds(self, names: Sequence[str], count: int) -> tuple[list[float], dict[str, list[Any]], list[list[float]]]:
-        """One that is not counted, then every arm an epoch in turn; the order turns with the round."""
-        for name in names:
-            self.crew.order(name, "warm")
-        records: dict[str, list[Any]] = {name: [] for name in names}
+        """One that is not counted, then every arm an epoch in turn; the order turns with the round.
+
+        An arm that cannot do its epoch (or leaves rows out) is dropped, with all that was seen of it.
+        """
+        records: dict[str, list[Any]] = {name: [] for name in names if self._did(name, "warm") is not None}
         speeds, loads = [], []
         for number in range(count):
             loads.append(figures.load())
             speeds.append(self.judge.order("gemm")["gemm_gflops"])
-            turn = number % len(names)
-            for name in (*names[turn:], *names[:turn]):
-                found = self.crew.order(name, "go", save=str(self.folder / name))
+            left = list(records)
+            turn = number % len(left)
+            for name in (*left[turn:], *left[:turn]):
+                found = self._did(name, "go", save=str(self.folder / name))
+                if found is None:
+                    del records[name]
+                    continue
                 records[name].append(found)
                 self.say(f"round {number + 1}/{count} {name}: {found['cpu_s']:.1f} CPU-s, {found['wall_s']:.1f} s")
         return speeds, records, loads
+
+    def _did(self, name: str, do: str, **more: Any) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self.crew.order(name, do, **more)
+        except LuthierError as error:
+            self.drop(name, error.what)
+            return None
+        return found
 
     def loss(self, adapter: str, objective: str = "answers") -> float:
         """Of the rows with an adapter, judged by one process for all arms."""
@@ -173,7 +187,7 @@ def _measured(measuring: Measuring, work: Mapping[str, Any], chosen: Sequence[st
     start = measuring.loss(work["start"])
     losses = {
         name: measuring.loss(str(measuring.folder / name), "top" if KINDS[name].objective == "top" else "answers")
-        for name in names
+        for name in records
     }
     for name, why in figures.disagreeing(losses, start, work["dtype"] != "float32").items():
         measuring.drop(name, why)

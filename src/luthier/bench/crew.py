@@ -27,7 +27,7 @@ class Arm:
     def __init__(self, name: str, folder: Path, python: str, threads: int):
         self.name = name
         own = name not in KINDS or not KINDS[name].peer
-        what = ["-m", "luthier.bench.worker"] if own else [str(HERE / "peers.py")]
+        what = ["-m", "luthier.bench.worker"] if own else [str(HERE / "peers" / "run.py")]
         count = str(threads)
         quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         environment = {**os.environ, **quiet, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
@@ -67,6 +67,8 @@ class Arm:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
         self.errors.close()
 
 

@@ -45,7 +45,7 @@ def reference(folder: Path, objectives: list[str]) -> dict[str, Any]:
 
 
 def _one_by_one(folder: Path, objective: str, dtype: torch.dtype) -> tuple[float, dict[str, Tensor]]:
-    """Mean loss and its gradients by the weights' names."""
+    """Mean loss and its gradients by the weights' names: over trained tokens, or over the rows' own means (`rows`)."""
     from luthier.bench.worker import Bench
     from luthier.engine.batch import from_rows
     from luthier.models import forward
@@ -55,6 +55,7 @@ def _one_by_one(folder: Path, objective: str, dtype: torch.dtype) -> tuple[float
     adapted, model = bench.adapted, bench.adapted.base.model
     torch.nn.Module.to(model, dtype)
     adapted.train()
+    reduction = "mean" if objective == "rows" else "sum"
     total, count = 0.0, 0
     for row in bench.checked:
         batch = from_rows([row]).to(adapted.device)
@@ -62,9 +63,10 @@ def _one_by_one(folder: Path, objective: str, dtype: torch.dtype) -> tuple[float
         if objective == "everything":
             targets = torch.cat([batch.input_ids[1:], torch.full_like(targets[:1], -100)])
         logits = forward.logits(adapted.base, adapted.hidden(batch))
-        loss = torch.nn.functional.cross_entropy(logits.to(dtype), targets, ignore_index=-100, reduction="sum")
+        loss = torch.nn.functional.cross_entropy(logits.to(dtype), targets, ignore_index=-100, reduction=reduction)
         loss.backward()
-        total, count = total + float(loss.detach()), count + int((targets != -100).sum())
+        total += float(loss.detach())
+        count += 1 if objective == "rows" else int((targets != -100).sum())
     weights = adapted.parameters_by_name()
     return total / count, {name: w.grad.double().cpu() / count for name, w in weights.items() if w.grad is not None}
 

@@ -13,14 +13,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from luthier.bench.arms import KINDS
+from luthier.bench.peers.orders import Answer, peaks, serve, versions
 
 LIBRARIES = ("luthier", "torch", "transformers", "peft", "liger_kernel")
 
@@ -180,7 +179,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def _peak(self) -> dict[str, float]:
-        return peak(self.on_gpu)
+        return peaks(self.on_gpu)
 
     def judge(self, adapter: str) -> dict[str, Any]:
         """Mean loss over the supervised tokens of the first rows with this adapter, row by row."""
@@ -226,28 +225,6 @@ def gemm(folder: Path) -> dict[str, float]:
     return {"gemm_gflops": best}
 
 
-def peak(on_gpu: bool) -> dict[str, float]:
-    """Peak resident memory of this process, and what it had on the GPU at most."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"peak_rss_mb": resident / (1 << 20 if sys.platform == "darwin" else 1024)}
-    if on_gpu:
-        import torch
-
-        found["peak_cuda_mb"] = torch.cuda.max_memory_allocated() / (1 << 20)
-    return found
-
-
-def versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Of those that are installed in this interpreter."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 class Worker:
     """Answers orders; makes its model when the first order needs one."""
 
@@ -289,19 +266,13 @@ class Worker:
 
 
 def main(folder: Path, arm: str, threads: int) -> None:
-    """Answer orders until stdin ends. Libraries print: answers go to the stdout that we were born with."""
-    import os
+    """Answer orders until stdin ends."""
 
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    import torch
+    def make() -> Answer:
+        worker = Worker(folder, arm)
+        return lambda order: worker.answer(order.pop("do"), order)
 
-    torch.set_num_threads(threads)
-    worker = Worker(folder, arm)
-    for line in sys.stdin:
-        order = json.loads(line)
-        answers.write(json.dumps(worker.answer(order.pop("do"), order)) + "\n")
-        answers.flush()
+    serve(threads, make)
 
 
 if __name__ == "__main__":

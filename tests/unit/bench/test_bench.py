@@ -112,17 +112,6 @@ def test_arms_are_chosen():
         with pytest.raises(RecipeError, match=words):
             control.choose([name], {})
     assert control.choose(["luthier_shared_prefix"], {}, shared=16)[-1] == "luthier_shared_prefix"
-    assert control.choose(["unsloth"], {"unsloth": "p"}, "cuda")[-1] == "unsloth"
-
-
-def test_peers_are_named_with_their_interpreters():
-    assert control.interpreters(["trl=a/b"], None) == {"trl": "a/b"}
-    assert control.interpreters([], "c") == {"trl": "c"}
-    with pytest.raises(RecipeError, match="no peer 'axolotl'") as raised:
-        control.interpreters(["axolotl=x"])
-    assert raised.value.remedy == "one of transformers, trl, unsloth"
-    with pytest.raises(RecipeError, match="PEER=PATH"):
-        control.interpreters(["trl"])
 
 
 def test_the_device_is_what_there_is(monkeypatch):
@@ -137,21 +126,9 @@ def test_the_device_is_what_there_is(monkeypatch):
         control.place("cpu", "int4")
 
 
-def test_a_peer_on_a_gpu_is_not_told_to_use_the_cpu(monkeypatch):
-    from luthier.bench import peers
-
-    on = {"lr": 1.0, "clip_norm": 1.0, "device": "cuda", "dtype": "bfloat16"}
-    assert (peers.arguments(on, 4, 4)["use_cpu"], peers.arguments(on, 4, 4)["bf16"]) == (False, True)
-    off = {**on, "device": "cpu", "dtype": "float32"}
-    assert (peers.arguments(off, 4, 4)["use_cpu"], peers.arguments(off, 4, 4)["bf16"]) == (True, False)
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
-    assert (peers.attention(on), peers.attention(off)) == ("flash_attention_2", "sdpa")
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    assert peers.attention(on) == "sdpa"
-
-
 def test_a_process_that_does_not_leave_is_ended(tmp_path, monkeypatch):
-    (tmp_path / "peers.py").write_text("import time; time.sleep(600)", "utf-8")
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "run.py").write_text("import time; time.sleep(600)", "utf-8")
     monkeypatch.setattr(crew, "HERE", tmp_path)
     arm = control.Arm("trl", tmp_path, sys.executable, 1)
     wait = arm.process.wait
@@ -267,6 +244,20 @@ def test_an_arm_that_fails_its_check_is_dropped_before_anything_is_timed(tmp_pat
         measuring(tmp_path, luthier=1.1).correct(["luthier"])
 
 
+def test_an_arm_that_cannot_do_its_epoch_is_dropped_and_the_others_go_on(tmp_path):
+    found = measuring(tmp_path)
+    found.judge = SimpleNamespace(order=lambda do, **more: {"gemm_gflops": 5.0})
+    Played.answers = {("trl", "warm"): LuthierError("took 11 tokens of 12"), ("documents", "go"): LuthierError("gone")}
+    speeds, records, loads = found.rounds(["luthier", "trl", "documents", "transformers"], 2)
+    assert {name: len(each) for name, each in records.items()} == {"luthier": 2, "transformers": 2}
+    assert (speeds, len(loads)) == ([5.0, 5.0], 2)
+    assert found.dropped == [{"name": "trl", "why": "took 11 tokens of 12"}, {"name": "documents", "why": "gone"}]
+    assert set(found.crew.alive) == {"luthier", "transformers"}
+    Played.answers = {("luthier", "go"): LuthierError("killed")}
+    with pytest.raises(GateFailed, match="killed"):
+        found.rounds(["luthier"], 1)
+
+
 def test_losses_after_the_epoch_must_agree():
     losses = {"luthier": 2.0, "luthier_padded": 2.0005, "transformers": 2.03, "documents": 2.5, "luthier_int8": 2.2,
               "trl_packing": 2.3, "luthier_top": 2.4, "luthier_trunk_cache": 2.4}  # fmt: skip
@@ -345,20 +336,6 @@ def test_eight_bits_go_through_the_products_own_refusal(made, monkeypatch):
     monkeypatch.setattr(int8, "COSINE", 1.5)
     found = Worker(folder, "luthier_int8").answer("check", {"save": str(folder / "g.safetensors")})
     assert "cosine" in found["refused"]
-
-
-def test_a_peers_check_goes_through_its_whole_loop(made):
-    from luthier.bench import peers
-
-    folder, judge = made
-    facts = json.loads((folder / "work.json").read_text())
-    rows = json.loads((folder / "rows.json").read_text())
-    model = peers.load(facts, "transformers")
-    found = peers.check(model, facts, rows, "transformers", str(folder / "peer.safetensors"))
-    assert found["steps"] == 1
-    check = judge.answer("compare", {"found": found, "objective": "answers"})
-    assert check["ok"]
-    assert check["gradient_error"] < 5e-6
 
 
 def test_the_plot_shows_medians_and_ranges():

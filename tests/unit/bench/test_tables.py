@@ -91,12 +91,40 @@ def test_the_page_has_every_goal_and_says_what_was_not_measured(monkeypatch):
     monkeypatch.setattr(module, "read", lambda name: shown.get(name, {}))
     text = module.goals()
     assert "| over TRL at its best, llama25m | ≥ 2.0 | 2.00 |" in text
+    single = {"shape": "llama25m", "ratios": {"luthier/trl_best": {"median": 1.75}, "luthier/trl": {"median": 1.0}}}
+    shown["peers"] = {"groups": [single]}
+    assert "| over TRL at its best, llama25m | ≥ 2.0 | 1.75 |" in module.goals()
     assert "| over TRL at its best, opt125m | ≥ 2.0 | not measured |" in text
     assert "plain HF's, opt125m | ≤ 0.5 | 0.40 `luthier` |" in text
     assert "plain HF's, llama25m | ≤ 0.5 | not measured |" in text
     for goal in ("frozen-trunk cache", "shared instruction", "int8", "by generation", "MFU", "Unsloth", "first step"):
         assert goal in text
     assert module.told(pairs["llama25m, 32 rows"]["ratios"]["luthier/trl_packing"]).startswith("no difference shown")
+
+
+def test_the_other_peers_stand_beside_luthier_in_the_same_rounds():
+    module = module_of(ROOT / "docs" / "make_performance_page.py")
+    group = pair_of("litgpt", 1.25, 1.2, 1.3, 500.0, positions=14)
+    for arm in group["arms"]:
+        arm["check"], arm["versions"] = {"objective": "rows", "gradient_error": 2e-6}, {"litgpt": "0.5"}
+    found = {"groups": [{**group, "peer": "litgpt", "dropped": [{"name": "litgpt_x", "why": "off"}]}]}
+    text = module.others(found)
+    assert "### llama25m, 32 rows: 7 tokens, 2 epochs of every arm" in text
+    assert "| `litgpt` | 400 | 500 | 2.00 | 10 | rows | 2e-06 | 1.0000 | 1.25 (1.20–1.30) |" in text
+    assert "- `litgpt_x` was dropped: off." in text
+    assert "| litgpt | litgpt 0.5 |" in text
+    assert "Not measured yet" in module.others({})
+
+
+def test_a_peer_is_measured_once_and_only_where_it_fits():
+    module = module_of(ROOT / "benchmarks" / "bench_peers.py")
+    groups = [pair_of("litgpt", 1.0, 1.0, 1.0, 1.0)]
+    assert module.seen(groups, "llama25m", "litgpt", 32)
+    assert not module.seen(groups, "llama25m", "litgpt", 48)
+    assert not module.seen(groups, "opt125m", "litgpt", 32)
+    assert module.usual("litgpt", "llama25m") == ["litgpt", "litgpt_sorted"]
+    assert module.usual("litgpt", "opt125m") == module.usual("unsloth", "llama25m") == []
+    assert "axolotl_packing" in module.usual("axolotl", "opt125m")
 
 
 def test_shares_of_a_long_sequence():
