@@ -46,7 +46,6 @@ class Peer(ABC):
         self.embeddings().register_forward_pre_hook(self._count)
 
     @abstractmethod
-    @abstractmethod
     def load(self) -> Any:
         """The peer's model, with the start adapter on it."""
 
@@ -55,11 +54,9 @@ class Peer(ABC):
         return self.model.get_input_embeddings()
 
     @abstractmethod
-    @abstractmethod
     def reset(self, adapter: str) -> None:
         """Put an adapter of PEFT's format into the model."""
 
-    @abstractmethod
     @abstractmethod
     def training(self, rows: Rows, one_step: bool) -> Callable[[], float]:
         """Everything made for an epoch over `rows`; calling it trains and returns the mean loss.
