@@ -68,10 +68,10 @@ class _One:
     member: int
 
     def inner(self, x: Tensor, a: Tensor) -> Tensor:
-        return x[self.start : self.stop] @ a[self.member]
+        return _rows(x, self) @ a[self.member]
 
     def outer(self, h: Tensor, b: Tensor, y: Tensor) -> None:
-        y[self.start : self.stop].addmm_(h, b[self.member])
+        _rows(y, self).addmm_(h, b[self.member])
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class _Even:
     stop: int
 
     def inner(self, x: Tensor, a: Tensor) -> Tensor:
-        return torch.bmm(x[self.start : self.stop].view(len(a), -1, x.shape[1]), a)
+        return torch.bmm(_rows(x, self).view(len(a), -1, x.shape[1]), a)
 
     def outer(self, h: Tensor, b: Tensor, y: Tensor) -> None:
-        y[self.start : self.stop].view(len(b), -1, y.shape[1]).baddbmm_(h, b)
+        _rows(y, self).view(len(b), -1, y.shape[1]).baddbmm_(h, b)
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,14 @@ class _Padded:
         return torch.bmm(x.index_select(0, self.index).view(len(a), -1, x.shape[1]), a)
 
     def outer(self, h: Tensor, b: Tensor, y: Tensor) -> None:
-        y[self.start : self.stop].add_(torch.bmm(h, b).view(-1, y.shape[1]).index_select(0, self.back))
+        _rows(y, self).add_(torch.bmm(h, b).view(-1, y.shape[1]).index_select(0, self.back))
 
 
 _Part = _One | _Even | _Padded
+
+
+def _rows(x: Tensor, part: _Part) -> Tensor:
+    return x if not part.start and part.stop == x.shape[0] else x[part.start : part.stop]
 
 
 @dataclass(eq=False)
