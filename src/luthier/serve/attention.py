@@ -21,6 +21,8 @@ from torch.nn import functional
 from luthier.core.errors import ModelError
 
 NAME = "luthier_slots"
+CALL = 1 << 14
+"""Entries of a layer's keys that are read in the time that one more call takes."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Step:
         heads, size, device = pool.shape[2], pool.length, pool.device
         places = [slot * heads * size + length - 1 for slot, length in zip(slots, lengths, strict=True)]
         entries = torch.tensor([place + head * size for place in places for head in range(heads)], device=device)
-        return cls(pool, spans, count, entries, _groups(slots, lengths, device, pool.dtype))
+        return cls(pool, spans, count, entries, _groups(slots, lengths, pool))
 
     def mask(self, span: Span, window: int | None) -> Tensor | None:
         """[rows, cached + rows] of a prompt chunk; None where it is plainly causal from the beginning."""
@@ -153,12 +155,13 @@ class Step:
         return self.masks[key]
 
 
-def _groups(slots: list[int], lengths: list[int], device: torch.device, dtype: torch.dtype) -> list[Group]:
-    """At most two groups by length: short requests must not pay for one long one. In each, rows in slot order."""
-    most, made = max(lengths), []
+def _groups(slots: list[int], lengths: list[int], pool: Pool) -> list[Group]:
+    """At most two groups by length: short requests must not pay for long ones. In each, rows in slot order."""
+    device, dtype, made = pool.device, pool.dtype, []
+    cut = _cut(lengths, pool.shape[2] * pool.shape[3])
     order = sorted(range(len(slots)), key=slots.__getitem__)
     for kind in (False, True):
-        rows = [row for row in order if (lengths[row] * 4 <= most) is kind]
+        rows = [row for row in order if (lengths[row] <= cut) is kind]
         if not rows:
             continue
         own, sizes = [slots[row] for row in rows], [lengths[row] for row in rows]
@@ -174,6 +177,20 @@ def _groups(slots: list[int], lengths: list[int], device: torch.device, dtype: t
             )
         )
     return made
+
+
+def _cut(lengths: list[int], entries: int) -> int:
+    """The length up to which requests are computed by themselves, 0 if all are computed together.
+
+    `entries` a position and row. A second call must pay for itself, and for the copies of keys whose slots do not lie
+    side by side (an eighth).
+    """
+    ordered = sorted(lengths)
+    best, most = 0, CALL // entries + len(ordered) * ordered[-1] // 8
+    for count, length in enumerate(ordered, 1):
+        if (ordered[-1] - length) * count > most:
+            best, most = length, (ordered[-1] - length) * count
+    return best
 
 
 def _inverse(rows: list[int], device: torch.device) -> Tensor:

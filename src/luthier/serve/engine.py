@@ -253,7 +253,7 @@ class Engine:
                 parts.append(rows[start : min(stop, head)].to(table.weight.dtype))
             words += request.prompt[max(0, start - head) : max(0, stop - head)]
         look_up()
-        return torch.cat(parts)[None]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0])[None]
 
     def _deliver(self, tree: Base, works: Sequence[_Work], hidden: Tensor, shared: bool) -> None:
         from luthier.models import forward
