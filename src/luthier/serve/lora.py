@@ -221,7 +221,7 @@ class LoraLanes:
                 self._add(group, None, block, x, y)
             if not several:
                 return y
-            made = list(y.split(widths, dim=-1))
+            made = list(y.split_with_sizes(widths, dim=-1))
             group.x, group.made = x, [None, *made[1:]]
             return made[0]
 

@@ -48,7 +48,7 @@ def _fits(layer: nn.Linear) -> bool:
 def _product(layers: Sequence[nn.Linear], operators: Any) -> Product:
     weights = [layer.weight.detach() for layer in layers]
     laid_out = operators._reorder_linear_weight(torch.cat(weights) if len(weights) > 1 else weights[0], ROWS)
-    width, bias = sum(map(len, weights)), None
+    bias = None
     if any(layer.bias is not None for layer in layers):
         bias = torch.cat(
             [torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach() for layer in layers]
@@ -56,8 +56,7 @@ def _product(layers: Sequence[nn.Linear], operators: Any) -> Product:
     multiply = operators._linear_pointwise.default
 
     def product(x: Tensor) -> Tensor:
-        shape = x.shape
-        made: Tensor = multiply(x.reshape(-1, shape[-1]), laid_out, bias, "none", [], "")
-        return made.view(*shape[:-1], width)
+        made: Tensor = multiply(x, laid_out, bias, "none", [], "")
+        return made
 
     return product
