@@ -101,7 +101,10 @@ class _Padded:
         return torch.bmm(x.index_select(0, self.index).view(len(a), -1, x.shape[1]), a)
 
     def outer(self, h: Tensor, b: Tensor, y: Tensor) -> None:
-        _rows(y, self).add_(torch.bmm(h, b).view(-1, y.shape[1]).index_select(0, self.back))
+        self.bring_back(torch.bmm(h, b), y)
+
+    def bring_back(self, change: Tensor, y: Tensor) -> None:
+        _rows(y, self).add_(change.view(-1, y.shape[1]).index_select(0, self.back))
 
 
 _Part = _One | _Even | _Padded
@@ -252,13 +255,19 @@ class LoraLanes:
             for part in self._parts:
                 part.outer(part.inner(rows, block.a), block.places[0].b, change)
         else:
-            made = [part.inner(rows, block.a) for part in self._parts]
-            for place in block.places.values():
-                columns = change[:, place.outs]
-                for part, h in zip(self._parts, made, strict=True):
-                    part.outer(h[..., place.ranks], place.b, columns)
+            for part in self._parts:
+                self._add_all(part, part.inner(rows, block.a), group, block, change)
         if not same:
             flat += change.to(flat.dtype)
+
+    def _add_all(self, part: _Part, h: Tensor, group: _Group, block: _Block, y: Tensor) -> None:
+        """The columns of all layers of a group. Padded rows are brought back once for all of them."""
+        if isinstance(part, _Padded) and len(block.places) == len(group.layers):
+            change = torch.cat([torch.bmm(h[..., place.ranks], place.b) for place in block.places.values()], dim=-1)
+            part.bring_back(change, y)
+            return
+        for place in block.places.values():
+            part.outer(h[..., place.ranks], place.b, y[:, place.outs])
 
     def _taken(self, group: _Group, at: int, block: _Block, x: Tensor, rows: Tensor) -> list[Tensor]:
         """This layer's columns of x A for every part, computed once for all layers of the group that read x."""
