@@ -152,7 +152,9 @@ def logits(base: Base, states: Tensor) -> Tensor:
         raise ModelError("this model has no language-modelling head")
     weight: Any = getattr(head[1], "weight", None)  # of a trained head: what it computes with, not its float32 master
     dtype = weight.dtype if weight is not None and weight.is_floating_point() else states.dtype
-    made = head[1](states.to(dtype)) * base.anatomy.logit_scale
+    made = head[1](states.to(dtype))
+    if base.anatomy.logit_scale != 1:
+        made = made * base.anatomy.logit_scale
     cap = base.anatomy.logit_softcap
     return torch.tanh(made / cap) * cap if cap else made
 

@@ -104,8 +104,20 @@ class Engine:
         self.pool = Pool(shape, weight.dtype, weight.device, self.window)
         self.pool.local_layers = facts.local_layers
         self.held: dict[int, Held] = {}
-        self.lanes = LoraLanes(self.base.model, _spare_memory() // 8 if pack_bytes is None else pack_bytes)
+        spare = _spare_memory() // 8 if pack_bytes is None else pack_bytes
+        self.lanes = LoraLanes(self.base.model, spare, self._look)
         self.plain = Served("base", None, self.base)
+
+    def _look(self) -> None:
+        """One token through the tree, which shows how its layers hang together."""
+        attention.begin(Step.of(self.pool, [Span(0, 0, 1)]))
+        try:
+            self._run(
+                self.base, self.base.model.get_input_embeddings()(torch.tensor([[0]], device=self.pool.device)), [0]
+            )
+        finally:
+            attention.end()
+            self.pool.clear(0)
 
     @property
     def idle(self) -> bool:
@@ -205,13 +217,18 @@ class Engine:
             self.lanes.using(*_chapters(works))
         attention.begin(Step.of(self.pool, spans))
         positions = [place for span in spans for place in range(span.cached, span.cached + span.rows)]
-        hidden = tree.anatomy.backbone(
-            inputs_embeds=self._embeddings(tree, works),
+        hidden = self._run(tree, self._embeddings(tree, works), positions)
+        self._deliver(tree, works, hidden, shared)
+
+    def _run(self, tree: Base, embeddings: Tensor, positions: list[int]) -> Tensor:
+        """[1, T, width] → [T, width]."""
+        made: Tensor = tree.anatomy.backbone(
+            inputs_embeds=embeddings,
             position_ids=torch.tensor([positions], device=self.pool.device),
             attention_mask=None,
             use_cache=False,
         ).last_hidden_state[0]
-        self._deliver(tree, works, hidden, shared)
+        return made
 
     def _embeddings(self, tree: Base, works: Sequence[_Work]) -> Tensor:
         """[1, T, width]: words that follow each other are looked up at once, virtual rows stand between them."""
@@ -236,7 +253,7 @@ class Engine:
                 parts.append(rows[start : min(stop, head)].to(table.weight.dtype))
             words += request.prompt[max(0, start - head) : max(0, stop - head)]
         look_up()
-        return torch.cat(parts)[None]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0])[None]
 
     def _deliver(self, tree: Base, works: Sequence[_Work], hidden: Tensor, shared: bool) -> None:
         from luthier.models import forward

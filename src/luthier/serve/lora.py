@@ -3,15 +3,15 @@
     A [adapters, in, r], B [adapters, r, out] with the scale in it; rows of the step are sorted by adapter
     y[rows of g] += (x[rows of g] A[g]) B[g]        for all g at once where they have about as many rows
 
-Layers that read the same input (query, key, value; gate, up) have their A side by side: one product for all of them.
-Ranks are filled up with zeros to the widest of the set. Rows of the base are touched by nothing.
+Layers that read the same input (query, key, value; gate, up) are one group and have their A side by side: one product
+for all of them. Ranks are filled up with zeros to the widest of the set. Rows of the base are touched by nothing.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -20,11 +20,14 @@ from torch import Tensor, nn
 
 from luthier.core.errors import ModelError
 from luthier.serve.adapters import Served
-from luthier.serve.packing import packed
+from luthier.serve.packing import Product, packed
+from luthier.serve.readers import readers
 
 KEPT_SETS = 8
 PADDING = 2
 """Batched with padding while at most this many times the rows are computed; above it adapter by adapter."""
+MANY = 16
+"""Rows of each adapter from which it is multiplied by itself, since such products are large enough."""
 
 Run = tuple[Served, int]
 """So many neighbouring rows of one adapter."""
@@ -32,21 +35,28 @@ Run = tuple[Served, int]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a layer's factors lie: its block of the shared A, and its own B."""
+    """Where a layer's columns lie in x A and in the results of its group, and its own B."""
 
-    group: str
-    start: int
-    stop: int
+    ranks: slice
+    outs: slice
     b: Tensor  # [adapters, r, out]
 
 
 @dataclass(frozen=True)
+class _Block:
+    """The stacked factors of one group of layers."""
+
+    a: Tensor  # [adapters, in, sum of ranks]
+    places: dict[int, _Place]
+    """Of those layers of the group, by number, that any adapter of the set changes."""
+
+
+@dataclass(frozen=True)
 class _Set:
-    """The stacked factors of one set of adapters, with the adapters kept alive by it."""
+    """The factors of one set of adapters, with the adapters kept alive by it."""
 
     members: tuple[Served, ...]
-    a: dict[str, Tensor]  # group → [adapters, in, sum of its layers' ranks]
-    places: dict[str, _Place]
+    blocks: dict[int, _Block]  # number of the group →
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,10 @@ class _One:
     member: int
 
     def inner(self, x: Tensor, a: Tensor) -> Tensor:
-        return x[self.start : self.stop] @ a[self.member]
+        return _rows(x, self) @ a[self.member]
 
     def outer(self, h: Tensor, b: Tensor, y: Tensor) -> None:
-        y[self.start : self.stop].addmm_(h, b[self.member])
+        _rows(y, self).addmm_(h, b[self.member])
 
 
 @dataclass(frozen=True)
@@ -72,10 +82,10 @@ class _Even:
     stop: int
 
     def inner(self, x: Tensor, a: Tensor) -> Tensor:
-        return torch.bmm(x[self.start : self.stop].view(len(a), -1, x.shape[1]), a)
+        return torch.bmm(_rows(x, self).view(len(a), -1, x.shape[1]), a)
 
     def outer(self, h: Tensor, b: Tensor, y: Tensor) -> None:
-        y[self.start : self.stop].view(len(b), -1, y.shape[1]).baddbmm_(h, b)
+        _rows(y, self).view(len(b), -1, y.shape[1]).baddbmm_(h, b)
 
 
 @dataclass(frozen=True)
@@ -91,63 +101,85 @@ class _Padded:
         return torch.bmm(x.index_select(0, self.index).view(len(a), -1, x.shape[1]), a)
 
     def outer(self, h: Tensor, b: Tensor, y: Tensor) -> None:
-        y[self.start : self.stop].add_(torch.bmm(h, b).view(-1, y.shape[1]).index_select(0, self.back))
+        self.bring_back(torch.bmm(h, b), y)
+
+    def bring_back(self, change: Tensor, y: Tensor) -> None:
+        _rows(y, self).add_(change.view(-1, y.shape[1]).index_select(0, self.back))
 
 
 _Part = _One | _Even | _Padded
 
 
-@dataclass
-class _Inner:
-    """x A of one group for the input `x`, and which layers took theirs."""
+def _rows(x: Tensor, part: _Part) -> Tensor:
+    return x if not part.start and part.stop == x.shape[0] else x[part.start : part.stop]
 
-    x: Tensor
-    made: list[Tensor]
-    taken: set[str]
+
+@dataclass(eq=False)
+class _Group:
+    """Layers that read the same input, and what the first of them left for the others in the running forward."""
+
+    number: int
+    layers: list[nn.Linear]
+    plain: list[Callable[[Tensor], Tensor]]
+    product: Product | None
+    """All of them at once, where their weights are packed."""
+    x: Tensor | None = None
+    made: list[Tensor | None] = field(default_factory=list)
+    """The others' results for `x`, each taken once."""
+    inner: tuple[Tensor, Sequence[_Part], list[Tensor]] | None = None
+    """(x, parts of the step, x A of every part), where the results are not made at once."""
 
 
 class LoraLanes:
     """Forwards of the linear layers of the engine's own tree; `using` names the adapter of every row of the next one.
 
-    A base weight that `pack` has in the processor's own layout is multiplied from there (`serve.packing`).
+    `run` is a forward that shows which layers read the same input. A base weight that `pack_bytes` has room for is
+    multiplied in the processor's own layout (`serve.packing`).
     """
 
-    def __init__(self, model: nn.Module, pack_bytes: int = 0):
-        self._linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    def __init__(self, model: nn.Module, pack_bytes: int = 0, run: Callable[[], Any] | None = None):
+        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         self._sets: OrderedDict[tuple[int, ...], _Set] = OrderedDict()
         self._current: _Set | None = None
-        self._parts: list[_Part] = []
+        self._parts: Sequence[_Part] = ()
         self._rows = 0
-        self._inner: dict[str, _Inner] = {}
-        self._alone: set[str] = set()
-        """Layers whose input turned out not to be that of their neighbours."""
-        products = packed(self._linears.values(), pack_bytes)
-        for name, module in self._linears.items():
-            setattr(module, "forward", self._forward(name, products.get(module, module.forward)))  # noqa: B010
+        names = readers(linears, run)
+        layers = [[linears[name] for name in group] for group in names]
+        products = packed(layers, pack_bytes)
+        self._groups = [
+            _Group(number, some, [layer.forward for layer in some], products.get(number))
+            for number, some in enumerate(layers)
+        ]
+        self._place = {name: (group, at) for group, some in enumerate(names) for at, name in enumerate(some)}
+        for group in self._groups:
+            for at, layer in enumerate(group.layers):
+                setattr(layer, "forward", self._forward(group, at))  # noqa: B010
 
     def using(self, *chapters: Sequence[Run]) -> None:
         """The rows of the coming forward in order; in each chapter the rows of an adapter stand together."""
         present = {served.version: served for runs in chapters for served, _ in runs if served.lora}
-        self._inner = {}
         if not present:
             self._current = None
             return
         self._current = self._set(tuple(present[version] for version in sorted(present)))
         member = {served.version: index for index, served in enumerate(self._current.members)}
-        device = next(iter(self._current.a.values())).device
-        self._parts, self._rows = [], 0
+        device = next(iter(self._current.blocks.values())).a.device
+        parts: list[_Part] = []
+        self._rows = 0
         for runs in chapters:
             spans = []
             for version, some in groupby(runs, key=lambda run: run[0].version):
                 start, self._rows = self._rows, self._rows + sum(count for _, count in some)
                 if version in member:
                     spans.append(_One(start, self._rows, member[version]))
-            self._parts += _together(spans, len(member), device)
+            parts += _together(spans, len(member), device)
+        self._parts = parts
 
     def reach(self, head: Any) -> bool:
         """Whether an adapter of the running forward changes the output layer, whose rows are others."""
-        current = self._current
-        return current is not None and head is not None and any(self._linears[n] is head[1] for n in current.places)
+        if self._current is None or head is None:
+            return False
+        return any(self._groups[number].layers == [head[1]] for number in self._current.blocks)
 
     def _set(self, members: tuple[Served, ...]) -> _Set:
         key = tuple(served.version for served in members)
@@ -167,64 +199,106 @@ class LoraLanes:
 
     def _stacked(self, members: tuple[Served, ...]) -> _Set:
         loras = [served.lora or {} for served in members]
-        names = [name for name in self._linears if any(name in lora for lora in loras)]
-        made = _Set(members, {}, {})
-        for group, some in groupby(sorted(names, key=self._group), key=self._group):
-            blocks, start = [], 0
-            for name in some:
-                parts = [(index, lora[name]) for index, lora in enumerate(loras) if name in lora]
-                rank, like = max(len(part.a) for _, part in parts), parts[0][1]
-                a = like.a.new_zeros(len(members), like.a.shape[1], rank)
-                b = like.b.new_zeros(len(members), rank, like.b.shape[0])
-                for index, part in parts:
-                    a[index, :, : len(part.a)] = part.a.t()
-                    b[index, : len(part.a)] = part.b.t() * part.scale
-                blocks.append(a)
-                made.places[name] = _Place(group, start, start + rank, b)
-                start += rank
-            made.a[group] = torch.cat(blocks, dim=2)
-        return made
+        changed: dict[int, dict[int, list[Any]]] = {}  # group → layer → the adapters' parts, None where there is none
+        for name in dict.fromkeys(name for lora in loras for name in lora):
+            group, at = self._place[name]
+            changed.setdefault(group, {})[at] = [lora.get(name) for lora in loras]
+        return _Set(members, {group: _block(self._groups[group].layers, some) for group, some in changed.items()})
 
-    def _group(self, name: str) -> str:
-        """Layers of one parent with inputs of one width: most read the same input, and `_take` finds those that do
-        not."""
-        parent = name.rpartition(".")[0]
-        return name if name in self._alone else f"{parent}|{self._linears[name].in_features}"
+    def _forward(self, group: _Group, at: int) -> Callable[[Tensor], Tensor]:
+        plain, product, several = group.plain[at], group.product, len(group.layers) > 1
+        widths = [layer.out_features for layer in group.layers]
 
-    def _forward(self, name: str, product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def forward(x: Tensor) -> Tensor:
-            y = product(x)
+        def by_itself(x: Tensor) -> Tensor:
+            y = plain(x)
             current = self._current
-            if current is not None and (place := current.places.get(name)) is not None:
-                self._add(name, current, place, x, y)
+            if current is not None and (block := current.blocks.get(group.number)) is not None and at in block.places:
+                self._add(group, at, block, x, y)
             return y
 
-        return forward
+        def first(x: Tensor) -> Tensor:
+            assert product is not None
+            y = product(x)
+            current = self._current
+            if current is not None and (block := current.blocks.get(group.number)) is not None:
+                self._add(group, None, block, x, y)
+            if not several:
+                return y
+            made = list(y.split_with_sizes(widths, dim=-1))
+            group.x, group.made = x, [None, *made[1:]]
+            return made[0]
 
-    def _add(self, name: str, current: _Set, place: _Place, x: Tensor, y: Tensor) -> None:
-        """y += the rows' own adapters, in place."""
+        def other(x: Tensor) -> Tensor:
+            if x is not group.x or (y := group.made[at]) is None:
+                return by_itself(x)
+            group.made[at] = None
+            if at == len(widths) - 1:
+                group.x = None
+            return y
+
+        if product is None:
+            return by_itself
+        return other if at else first
+
+    def _add(self, group: _Group, at: int | None, block: _Block, x: Tensor, y: Tensor) -> None:
+        """y += the rows' own adapters, in place; y is of one layer, or with `at` None of the whole group."""
         flat = y.view(-1, y.shape[-1])
-        if len(flat) != self._rows:
-            raise ModelError(f"{name} sees {len(flat)} rows, {self._rows} were announced")
-        same = y.dtype == place.b.dtype
-        change = flat if same else torch.zeros_like(flat, dtype=place.b.dtype)
-        for part, h in zip(self._parts, self._take(name, current, place, x), strict=True):
-            part.outer(h, place.b, change)
+        if flat.shape[0] != self._rows:
+            raise ModelError(f"a layer sees {flat.shape[0]} rows, {self._rows} were announced")
+        same = y.dtype == block.a.dtype
+        change = flat if same else torch.zeros_like(flat, dtype=block.a.dtype)
+        rows = x.reshape(-1, x.shape[-1]).to(block.a.dtype)
+        if at is not None:
+            for part, h in zip(self._parts, self._taken(group, at, block, x, rows), strict=True):
+                part.outer(h, block.places[at].b, change)
+        elif len(group.layers) == 1:
+            for part in self._parts:
+                part.outer(part.inner(rows, block.a), block.places[0].b, change)
+        else:
+            for part in self._parts:
+                self._add_all(part, part.inner(rows, block.a), group, block, change)
         if not same:
             flat += change.to(flat.dtype)
 
-    def _take(self, name: str, current: _Set, place: _Place, x: Tensor) -> list[Tensor]:
-        """This layer's columns of x A for every part, computed once for all layers that read x."""
-        a, known = current.a[place.group], self._inner.get(place.group)
-        flat = x.reshape(-1, x.shape[-1]).to(a.dtype)
-        if known is not None and known.x is not x and name not in known.taken:
-            self._alone.add(name)  # a neighbour that reads something else: by itself from the next set on
-            self._sets.clear()
-            return [part.inner(flat, a[..., place.start : place.stop]) for part in self._parts]
-        if known is None or known.x is not x:
-            known = self._inner[place.group] = _Inner(x, [part.inner(flat, a) for part in self._parts], set())
-        known.taken.add(name)
-        return [made[..., place.start : place.stop] for made in known.made]
+    def _add_all(self, part: _Part, h: Tensor, group: _Group, block: _Block, y: Tensor) -> None:
+        """The columns of all layers of a group. Padded rows are brought back once for all of them."""
+        if isinstance(part, _Padded) and len(block.places) == len(group.layers):
+            change = torch.cat([torch.bmm(h[..., place.ranks], place.b) for place in block.places.values()], dim=-1)
+            part.bring_back(change, y)
+            return
+        for place in block.places.values():
+            part.outer(h[..., place.ranks], place.b, y[:, place.outs])
+
+    def _taken(self, group: _Group, at: int, block: _Block, x: Tensor, rows: Tensor) -> list[Tensor]:
+        """This layer's columns of x A for every part, computed once for all layers of the group that read x."""
+        ranks = block.places[at].ranks
+        known = group.inner
+        if known is None or known[0] is not x or known[1] is not self._parts:
+            if at != min(block.places):  # it reads something else than the first of them
+                return [part.inner(rows, block.a[..., ranks]) for part in self._parts]
+            known = group.inner = (x, self._parts, [part.inner(rows, block.a) for part in self._parts])
+        if at == max(block.places):
+            group.inner = None
+        return [h[..., ranks] for h in known[2]]
+
+
+def _block(layers: Sequence[nn.Linear], changed: dict[int, list[Any]]) -> _Block:
+    """The factors of one group: layer → the adapters' parts, None for an adapter that leaves it alone."""
+    blocks, places, start, left = [], {}, 0, 0
+    for at, layer in enumerate(layers):
+        if at in changed:
+            parts = [(index, part) for index, part in enumerate(changed[at]) if part is not None]
+            rank, like = max(len(part.a) for _, part in parts), parts[0][1]
+            a = like.a.new_zeros(len(changed[at]), like.a.shape[1], rank)
+            b = like.b.new_zeros(len(changed[at]), rank, like.b.shape[0])
+            for index, part in parts:
+                a[index, :, : len(part.a)] = part.a.t()
+                b[index, : len(part.a)] = part.b.t() * part.scale
+            blocks.append(a)
+            places[at] = _Place(slice(start, start + rank), slice(left, left + layer.out_features), b)
+            start += rank
+        left += layer.out_features
+    return _Block(torch.cat(blocks, dim=2), places)
 
 
 def _together(spans: list[_One], members: int, device: torch.device) -> Sequence[_Part]:
@@ -234,7 +308,7 @@ def _together(spans: list[_One], members: int, device: torch.device) -> Sequence
     sizes = [span.stop - span.start for span in spans]
     start, stop, most = spans[0].start, spans[-1].stop, max(sizes)
     side_by_side = all(one.stop == other.start and one.member < other.member for one, other in pairwise(spans))
-    if not side_by_side or members * most > PADDING * (stop - start):
+    if not side_by_side or min(sizes) >= MANY or members * most > PADDING * (stop - start):
         return spans
     if len(spans) == members and len(set(sizes)) == 1:
         return [_Even(start, stop)]
