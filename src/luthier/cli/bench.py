@@ -9,8 +9,8 @@ import typer
 
 SHAPES = "Model made from a config: llama25m, opt125m, tiny; for a GPU llama1b, llama3b, llama8b."
 PYTHON = (
-    "PEER=PATH: interpreter of an environment that has this peer (trl, llamafactory, swift, torchtune, litgpt, axolotl, "
-    "unsloth, transformers); repeatable."
+    "PEER=PATH: interpreter of an environment that has this peer (trl, llamafactory, swift, torchtune, litgpt, "
+    "axolotl, unsloth, transformers); repeatable."
 )
 DTYPE = "Of the base: float32 or bfloat16; auto is float32 on a CPU, bfloat16 on a GPU."
 
