@@ -77,7 +77,7 @@ does not take all tokens is no epoch: the arm is dropped. Compare a line with th
 - litgpt and axolotl at their defaults accumulate one row at a time, and **each row's mean loss weighs the same, however
   many tokens of it are trained**: another objective than the mean over the tokens of a step. They are checked against
   that objective ("rows"); their loss after the epoch is of the common one.
-- litgpt, torchtune and ms-swift know no OPT and are refused for `opt125m`, which was not measured here beyond checks:
+- litgpt, torchtune and ms-swift know no OPT and are refused for `opt125m`, which was checked here and not timed:
   LLaMA-Factory's packing is exact on it (off by what float32 itself is off by), axolotl's is not (loss off by .0016,
   gradient by more than its own size: rows are not kept apart, as with TRL's), and its LoRA kernels end with an error.
 - Unsloth needs a GPU: its arm was never run.
