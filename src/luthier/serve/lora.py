@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import ModelError
 from luthier.serve.adapters import Served
-from luthier.serve.packing import Product, packed
+from luthier.serve.packing import MOST_ROWS, Product, packed
 from luthier.serve.readers import readers
 
 KEPT_SETS = 8
@@ -218,6 +218,8 @@ class LoraLanes:
 
         def first(x: Tensor) -> Tensor:
             assert product is not None
+            if x.numel() > MOST_ROWS * x.shape[-1]:
+                return by_itself(x)
             y = product(x)
             current = self._current
             if current is not None and (block := current.blocks.get(group.number)) is not None:

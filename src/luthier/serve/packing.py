@@ -19,6 +19,10 @@ SMALLEST = 1 << 16
 ROWS = 16
 """Rows for which the layout is chosen; others are right too."""
 
+MOST_ROWS = 16
+"""Rows up to which packed weights are used: oneDNN keeps the code that it makes for each number of rows, so prompts of
+all lengths would take ever more memory."""
+
 Product = Callable[[Tensor], Tensor]
 """[..., in] → [..., sum of the layers' outs]."""
 
