@@ -75,11 +75,12 @@ def _scan(text: str, name: str) -> None:
     """Refuse aliases, tags, several documents and deep nesting before anything is built."""
     depth = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        where = f"{name}:{event.start_mark.line + 1}"
+        mark = event.start_mark
+        where = f"{name}:{mark.line + 1}" if mark else name
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise RecipeError("anchors and aliases are not allowed", where=where, remedy="write the values out")
-        if getattr(event, "tag", None):
-            raise RecipeError(f"the tag {event.tag} is not allowed", where=where, remedy="remove the tag")
+        if tag := getattr(event, "tag", None):
+            raise RecipeError(f"the tag {tag} is not allowed", where=where, remedy="remove the tag")
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
