@@ -28,6 +28,7 @@ from luthier.core import atomic
 ROWS = {"llama25m": 32, "opt125m": 32, "tiny": 32}
 EPOCHS = {"llama25m": 2, "opt125m": 1, "tiny": 2}
 ARMS = (
+    "trl_single",
     "trl_packing",
     "trl_sorted",
     "documents",
