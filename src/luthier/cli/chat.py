@@ -31,6 +31,9 @@ def command(
     task: Annotated[str | None, typer.Option(help="Which task's prefix answers (multitask_prefix).")] = None,
 ) -> None:
     """See the module."""
+    from luthier.core import libraries
+
+    libraries.start()
     from luthier.adapted import load
     from luthier.cli.console import err, out
 

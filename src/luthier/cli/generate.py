@@ -24,6 +24,9 @@ def command(
     """See the module."""
     import sys
 
+    from luthier.core import libraries
+
+    libraries.start()
     from luthier.adapted import load
     from luthier.cli.console import json_out, out, safe
 

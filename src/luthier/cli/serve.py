@@ -30,6 +30,9 @@ def command(
     from rich.text import Text
 
     from luthier.cli.console import err
+    from luthier.core import libraries
+
+    libraries.start()
     from luthier.serve.app import Limits, read_keys, serve
     from luthier.serve.start import named, open_base
 

@@ -182,6 +182,10 @@ def refuse_short(base: Any, data: Data, recipe: Recipe) -> None:
 def settle_threads(recipe: Recipe) -> int:
     """Set torch's thread count (sums depend on it) and return it."""
     import psutil
+
+    from luthier.core import libraries
+
+    libraries.start()
     import torch
 
     threads = recipe.train.threads or psutil.cpu_count(logical=False) or 1
