@@ -53,7 +53,7 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(int8 [out, in], scales [out]) of a weight [out, in]: the finest that are multiplied exactly."""
     summed = summed_in_16_bits()
     scales = weight.abs().amax(dim=1).clamp_(min=1e-12) / (PAIR_TOP // 2 if summed == "any" else TOP)
-    if summed == "neighbours":
+    if summed == "neighbours" and weight.shape[1] > 1:
         even, odd = weight[:, : weight.shape[1] // 2 * 2].reshape(len(weight), -1, 2).unbind(-1)
         sums = (even + odd).abs() * (even.sign() == odd.sign())
         scales = torch.maximum(scales, sums.amax(dim=1) / (PAIR_TOP - 1))  # each may round up by a half

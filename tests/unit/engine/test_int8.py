@@ -8,7 +8,7 @@ from luthier.engine import int8
 pytestmark = pytest.mark.skipif(not int8.available(), reason="torch without oneDNN's int8")
 
 
-@pytest.mark.parametrize("wide", [64, 65, 130, 384])
+@pytest.mark.parametrize("wide", [2, 3, 64, 65, 130, 384])
 def test_the_largest_integers_are_exact(wide):
     """Every token reaches 255, and the worst token meets the weights of one sign alone: nothing overflows."""
     source = torch.Generator().manual_seed(0)
@@ -50,6 +50,13 @@ def test_forward_and_input_gradient_are_close(bias):
     wanted = torch.nn.functional.linear(states, weight, shift)
     assert 1e-4 < float((made - wanted).detach().norm() / wanted.detach().norm()) < 0.02
     assert float((states.grad - gradient @ weight).detach().norm() / (gradient @ weight.detach()).norm()) < 0.02
+
+
+@pytest.mark.parametrize("summed", ["none", "neighbours", "any"])
+def test_a_layer_of_one_input_has_no_neighbours(monkeypatch, summed):
+    monkeypatch.setattr(int8, "summed_in_16_bits", lambda: summed)
+    rounded, scales = int8.quantized(torch.tensor([[2.0], [-0.5], [0.0]]))
+    assert torch.allclose(rounded[:, 0] * scales, torch.tensor([2.0, -0.5, 0.0]))
 
 
 def test_rows_have_their_own_scale():
