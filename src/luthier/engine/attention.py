@@ -19,6 +19,10 @@ from torch.nn import functional
 
 from luthier.engine import flex, varlen
 
+BLOCK = 128
+"""Queries of one call on a CPU. Its kernel skips unseen keys by 512 at a time, and none where it is given a mask."""
+SKIPS_ITSELF = 1024
+"""Tokens above which a plain causal row is not cut into blocks: the kernel skips enough by itself."""
 _FUSED = [True]
 
 
@@ -124,33 +128,50 @@ def _attend(
     dropout: float,
 ) -> Tensor:
     """[n, heads, length, d] queries over [n, kv_heads, ahead + length, d]."""
-    windowed = window is not None and window < ahead + length
-    mask = None
-    if windowed or (ahead and causal):
-        mask = _mask(length, ahead, causal, window if windowed else None, q.device)
-    if softcap is not None:
-        return _capped(q, k, v, mask, causal, scale, softcap)
-    plain_causal = causal and mask is None
-    return functional.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        is_causal=plain_causal and length > 1,
-        scale=scale,
-        dropout_p=dropout,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    total = ahead + length
+    near = window if window is not None and window < total else None
+    rows = BLOCK if _pays(length, causal, near is not None, ahead > 0 or softcap is not None, q.is_cuda) else length
+    made: list[Tensor] = []
+    for start, part in zip(range(0, length, rows), q.split(rows, dim=2), strict=True):
+        own = range(ahead + start, ahead + min(start + rows, length))
+        first = max(0, own.start - near + 1) if near else 0
+        last = own.stop if causal else min(total, own.stop + near - 1) if near else total
+        seen = range(first, last)
+        mask = _mask(own, seen, causal, near, q.device) if near or (causal and own.start > first) else None
+        keys, values = (one[:, :, first:last] if len(seen) < total else one for one in (k, v))
+        if softcap is not None:
+            made.append(_capped(part, keys, values, mask, causal, scale, softcap))
+            continue
+        made.append(
+            functional.scaled_dot_product_attention(
+                part,
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=causal and mask is None and len(own) > 1,
+                scale=scale,
+                dropout_p=dropout,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        )
+    return torch.cat(made, dim=2) if len(made) > 1 else made[0]
 
 
-def _mask(length: int, ahead: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
-    """[length, ahead + length]; a prefix stands at positions 0 … ahead-1, so a sliding window passes it by."""
-    own = torch.arange(ahead, ahead + length, device=device)
-    distance = own[:, None] - torch.arange(ahead + length, device=device)[None]
-    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+def _pays(length: int, causal: bool, windowed: bool, masked: bool, on_gpu: bool) -> bool:
+    """Whether a row's queries go in blocks, each over the keys that it sees."""
+    if on_gpu or length <= BLOCK:
+        return False
+    return windowed or (causal and (masked or length <= SKIPS_ITSELF))
+
+
+def _mask(own: range, seen: range, causal: bool, window: int | None, device: torch.device) -> Tensor:
+    """[queries, keys] at these positions; a prefix stands at positions 0 …, so a sliding window passes it by."""
+    queries, keys = (torch.arange(one.start, one.stop, device=device) for one in (own, seen))
+    distance = queries[:, None] - keys[None]
+    visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     if window is not None:
-        seen &= (distance < window) if causal else (distance.abs() < window)
-    return seen
+        visible &= (distance < window) if causal else (distance.abs() < window)
+    return visible
 
 
 def _capped(
@@ -162,7 +183,7 @@ def _capped(
     scores = (q @ k.transpose(-1, -2)) * (scale if scale is not None else q.shape[-1] ** -0.5)
     scores = torch.tanh(scores / softcap) * softcap
     if mask is None and causal:
-        mask = _mask(q.shape[2], k.shape[2] - q.shape[2], True, None, q.device)
+        mask = _mask(range(q.shape[2]), range(k.shape[2]), True, None, q.device)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return torch.softmax(scores.float(), dim=-1).to(q.dtype) @ v
