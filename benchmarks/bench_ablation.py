@@ -27,6 +27,11 @@ LORA = {"name": "lora", "r": 8, "alpha": 16, "dropout": 0.0, "targets": ["q_proj
 TOP = {**LORA, "layers": [-2, -1]}
 TECHNIQUES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "segments instead of padding": ({}, {"layout": "padded"}),
+    "attention: queries in blocks over the keys that they see": ({}, {"whole": True}),
+    "the same under a prefix of 20 keys": (
+        {"method": {"name": "prefix", "length": 20}},
+        {"method": {"name": "prefix", "length": 20}, "whole": True},
+    ),
     "shared prefix of 128 tokens": ({"prefix": 128, "shared": True}, {"prefix": 128}),
     "frozen-trunk cache, over adapters in all layers": ({"method": TOP, "trunk": True}, {}),
     "loss of supervised tokens, in chunks, gradient in the forward": ({}, {"loss": "plain"}),
@@ -108,9 +113,11 @@ def worker(folder: Path, switches: dict[str, Any]) -> None:
     """One arm: a step for every line on stdin. The first one pays for allocations (and fills the trunk cache)."""
     import torch
 
+    from luthier.engine import attention
     from luthier.models import trunk
 
     torch.set_num_threads(1)
+    attention.BLOCK = sys.maxsize if switches.get("whole") else attention.BLOCK
     adapted, rows = build(folder, switches)
     batch = batch_of(rows)
     if switches.get("trunk"):
