@@ -2,10 +2,11 @@
 
     python benchmarks/bench_engine.py --trl PYTHON [--minutes 10] [--rounds 2] [--out FILE.json] [--tables]
 
-PYTHON is the interpreter of an environment with TRL. A pair is one `luthier bench` of luthier and one peer (epochs
+PYTHON is the interpreter of an environment with TRL. A pair is luthier and one peer in one `luthier bench` (epochs
 in turn, in processes of their own); ratios are taken inside a pair, so that what else the machine does weighs
-on both. Every pair is written when it is done. `--shapes` and `--arms` choose; the fewest rounds go first. A table is
-made of pairs of one shape and one number of rows: epochs of other rows are other work. `--tables` only makes them anew.
+on both. Every pair is written when it is done. `--shapes` and `--arms` choose; the fewest rounds go first. `--together`
+runs all arms of a shape in one bench, which trains luthier's epochs once for all of them. A table is made of pairs of
+one shape and one number of rows: epochs of other rows are other work. `--tables` only makes them anew.
 
 Without padding: TRL's arms that sort or group by length still pad here, where few rows are sorted; over a large data
 set hardly anything is left of it. Their ratio divided by their positions a token is what would then be seen, and the
@@ -26,7 +27,7 @@ from luthier.bench import control
 from luthier.core import atomic
 
 ROWS = {"llama25m": 32, "opt125m": 32, "tiny": 32}
-EPOCHS = {"llama25m": 2, "opt125m": 1, "tiny": 2}
+EPOCHS = {"llama25m": 2, "opt125m": 2, "tiny": 2}
 ARMS = (
     "trl_single",
     "trl_packing",
@@ -52,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl")
     parser.add_argument("--tables", action="store_true", help="Measure nothing.")
+    parser.add_argument("--together", action="store_true")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=2, help="Pairs of every peer and shape.")
     parser.add_argument("--shapes", nargs="+", default=["llama25m", "opt125m"])
@@ -64,12 +66,25 @@ def main() -> None:
         return
     until = time.monotonic() + 60 * given.minutes
     while time.monotonic() < until and (todo := missing(pairs, given.shapes, given.arms, given.rounds)):
-        shape, arm = todo[0]
-        sys.stderr.write(f"{shape} {arm}\n")
+        shape = todo[0][0]
+        arms = [arm for other, arm in todo if other == shape][: None if given.together else 1]
+        sys.stderr.write(f"{shape} {' '.join(arms)}\n")
         began = time.monotonic()
-        found = control.bench([arm], shape=shape, rows=ROWS[shape], rounds=EPOCHS[shape], trl=given.trl, say=tell)
-        pairs.append({"shape": shape, "peer": arm, "minutes": round((time.monotonic() - began) / 60, 1), **found})
+        found = control.bench(arms, shape=shape, rows=ROWS[shape], rounds=EPOCHS[shape], trl=given.trl, say=tell)
+        facts = {"shape": shape, "minutes": round((time.monotonic() - began) / 60, 1), **found}
+        pairs += [pair_of(facts, arm) for arm in arms]
         atomic.write_json(given.out, {"tables": tables(pairs), "pairs": pairs})
+
+
+def pair_of(found: dict[str, Any], peer: str) -> dict[str, Any]:
+    """Luthier and one peer of a bench of several."""
+    return {
+        **found,
+        "peer": peer,
+        "arms": [arm for arm in found["arms"] if arm["name"] in ("luthier", peer)],
+        "ratios": {name: ratio for name, ratio in found["ratios"].items() if name == f"luthier/{peer}"},
+        "dropped": [arm for arm in found["dropped"] if arm["name"] == peer],
+    }
 
 
 def tell(words: str) -> None:

@@ -32,7 +32,7 @@ float64 reference, one row at a time, at an adapter whose B is not zero: within 
 off by, one row at a time (2e-6 on `llama25m`, 4.5e-4 on `opt125m`). Lossy arms have to pass the product's own refusal
 (gradient cosine under .99). An arm that fails is dropped, and the JSON says so; exact arms that took the same rows in
 the same steps must also end at the same loss. Then a step that is not counted, then the rounds. A ratio is named only
-where two rounds or more leave 1 out. Pairs without `check` in `engine.json` are older than these checks.
+where two rounds or more leave 1 out.
 
 `--data FILE` takes your own rows in any format that luthier reads, `--python PEER=PATH` (trl, llamafactory, swift,
 torchtune, litgpt, axolotl, unsloth, transformers) a peer from its own environment, `--prefix N` generates rows with a
@@ -40,12 +40,12 @@ common beginning, `--plot FILE.png` draws the rates with their ranges. Arms wait
 them, else they are started one after the other. The JSON has the raw seconds, every arm's library versions, and the
 load before each round.
 
-- `trl_packing`: TRL's SFTTrainer, rows packed to 512. `trl_sorted`: 16 rows in the order of their lengths, which is
-  what its grouping by length comes to over a large data set; the few rows here still leave it padding. Its ratio
-  divided by its positions a token is what a data set so large that no padding is left would show ("without padding");
-  "TRL at its best" is the smallest of that and of packing's ratio. On `opt125m` packing is not the same work: its loss
-  is off by .002 and its gradient by more than its own size (the reason was not looked into), so that `luthier bench`
-  drops it there now. The ratios of its speed are older than that check.
+- TRL's SFTTrainer: `trl_single` has one row a micro-batch, 16 accumulated, so that nothing is padded; `trl_packing` rows
+  packed to 512; `trl` its default of 4 rows × 4. `trl_sorted`: 16 rows in the order of their lengths, which is what its
+  grouping by length comes to over a large data set; the few rows here still leave it padding. Its ratio divided by its
+  positions a token is what a data set so large that no padding is left would show ("without padding"). "TRL at its
+  best" is the smallest of all these. On `opt125m` packing is not the same work: its loss is off by .002 and its
+  gradient by more than its own size, so it is dropped there.
 - `documents`: Trainer + PEFT, 4 rows × 4, everything padded to 512, loss on every token: a common tutorial's setup.
   `transformers`: the same with dynamic padding and loss on the answers.
 - `luthier_int8`: the frozen base in int8 (lossy). `luthier_padded`: without segments. `luthier_plain_loss`: logits of
@@ -53,8 +53,7 @@ load before each round.
   trains the top two layers from kept states, `luthier_top` without.
 
 A machine that does other work at the same time makes all arms slower, those with a larger working set more so. The load
-average stands with every pair in `engine.json`: a pair under load favours the smaller working set, so these ratios are
-upper figures.
+average stands with every pair in `engine.json`. One other process worked on the other core during most of them.
 """
 PEERS = """
 ## The other peers, each at its default and at its best
@@ -85,9 +84,9 @@ does not take all tokens is no epoch: the arm is dropped. Compare a line with th
 GOALS = """
 ## The goals
 
-What was to be reached, and what was seen. "Not measured" means that there is no figure, not that it is near. TRL at its
-best is `trl_single` now, which was added after the tables of the engine above were made. int8 as the product runs it:
-forwards that are too coarse for the gradient's gate stay exact ([log](log.md)).
+What was to be reached, and what was seen. "Not measured" means that there is no figure, not that it is near. int8 as
+the product runs it: forwards that are too coarse for the gradient's gate stay exact. Why a goal is missed stands in the
+[log](log.md).
 """
 SEQUENCE = """
 ## One sequence of 4096 tokens

@@ -72,6 +72,22 @@ def test_the_best_of_trl_is_what_it_would_show_without_padding():
     assert module.table(less, "llama25m", 32)["goals"]["luthier/trl_best"]["measured"] == 2.5
 
 
+def test_a_bench_of_several_arms_becomes_their_pairs():
+    module = module_of(ROOT / "benchmarks" / "bench_engine.py")
+    one, other = pair_of("trl_sorted", 4.0, 3.9, 4.1, 120.0), pair_of("luthier_int8", 0.5, 0.5, 0.5, 120.0)
+    lost = {"name": "trl", "why": "off"}
+    found = {**one, "arms": [*one["arms"], other["arms"][1]], "ratios": {**one["ratios"], **other["ratios"]}}
+    names = ("trl_sorted", "luthier_int8", "trl")
+    pairs = [module.pair_of({**found, "dropped": [lost]}, name) for name in names]
+    assert [[arm["name"] for arm in pair["arms"]] for pair in pairs] == [
+        ["luthier", "trl_sorted"],
+        ["luthier", "luthier_int8"],
+        ["luthier"],
+    ]
+    assert [list(pair["ratios"]) for pair in pairs] == [["luthier/trl_sorted"], ["luthier/luthier_int8"], []]
+    assert [pair["dropped"] for pair in pairs] == [[], [], [lost]]
+
+
 def test_pairs_of_other_rows_are_another_table():
     module = module_of(ROOT / "benchmarks" / "bench_engine.py")
     mixed = [*PAIRS, pair_of("trl_packing", 9.0, 9.0, 9.0, 100.0, rows=48)]
