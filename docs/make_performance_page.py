@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -40,12 +41,12 @@ common beginning, `--plot FILE.png` draws the rates with their ranges. Arms wait
 them, else they are started one after the other. The JSON has the raw seconds, every arm's library versions, and the
 load before each round.
 
-- TRL's SFTTrainer: `trl_single` has one row a micro-batch, 16 accumulated, so that nothing is padded; `trl_packing` rows
-  packed to 512; `trl` its default of 4 rows × 4. `trl_sorted`: 16 rows in the order of their lengths, which is what its
-  grouping by length comes to over a large data set; the few rows here still leave it padding. Its ratio divided by its
-  positions a token is what a data set so large that no padding is left would show ("without padding"). "TRL at its
-  best" is the smallest of all these. On `opt125m` packing is not the same work: its loss is off by .002 and its
-  gradient by more than its own size, so it is dropped there.
+- TRL's SFTTrainer: `trl_single` has one row a micro-batch, 16 accumulated, so that nothing is padded; `trl_packing`
+  rows packed to 512; `trl` its default of 4 rows × 4. `trl_sorted`: 16 rows in the order of their lengths, which is
+  what its grouping by length comes to over a large data set; the few rows here still leave it padding. Its ratio
+  divided by its positions a token is what a data set so large that no padding is left would show ("without padding").
+  "TRL at its best" is the smallest of all these. On `opt125m` packing is not the same work: its loss is off by .002 and
+  its gradient by more than its own size, so it is dropped there.
 - `documents`: Trainer + PEFT, 4 rows × 4, everything padded to 512, loss on every token: a common tutorial's setup.
   `transformers`: the same with dynamic padding and loss on the answers.
 - `luthier_int8`: the frozen base in int8 (lossy). `luthier_padded`: without segments. `luthier_plain_loss`: logits of
@@ -61,7 +62,8 @@ PEERS = """
 `benchmarks/bench_peers.py`: every peer in its own environment and in **its own training loop**, on the same rows,
 from the same adapter, with the same rate held constant, clipped at 1.0, 16 rows a step, float32, one thread. What each
 arm sets, and what of a peer could not be gone through, stands in its file in `src/luthier/bench/peers`. An epoch that
-does not take all tokens is no epoch: the arm is dropped. Compare a line with the rate of `luthier` in the same rounds.
+does not take all tokens is no epoch: the arm is dropped. Compare a line with the rate of `luthier` in the same rounds;
+the other core was at work meanwhile, which costs luthier's larger working set more.
 
 - `…_sorted`: 16 rows in the order of their lengths, what grouping by length comes to; few rows leave it padding, as
   above. `…_packing`: the peer's own, where rows are kept apart on a CPU. `…_single`: one row a micro-batch, 16
@@ -180,9 +182,10 @@ ENGINE_GOALS = {
 def page() -> str:
     """The whole page."""
     parts = [HEAD, *(engine(name, found) for name, found in read("engine").get("tables", {}).items() if found)]
+    trl = [{**pair, "peer": "trl"} for pair in read("engine").get("pairs", []) if pair["peer"].startswith("trl")]
     parts += [
         PEERS,
-        others(read("peers")),
+        others(read("peers"), trl),
         GOALS,
         goals(),
         SEQUENCE,
@@ -246,8 +249,8 @@ def counted(ratio: dict[str, Any]) -> str:
     return f"{ratio['without_padding']:.2f}" if "without_padding" in ratio else ""
 
 
-def others(found: dict[str, Any]) -> str:
-    """One table a shape and number of rows, a line an arm; then what was dropped, and versions."""
+def others(found: dict[str, Any], trl: Sequence[dict[str, Any]] = ()) -> str:
+    """One table a shape and number of rows, a line an arm; then what was dropped, and versions, those of `trl` too."""
     groups = found.get("groups", [])
     parts = []
     for shape, count in dict.fromkeys((one["shape"], one["work"]["count"]) for one in groups):
@@ -260,7 +263,7 @@ def others(found: dict[str, Any]) -> str:
         parts += [title, table(heads, lines)]
         gone = [f"- `{drop['name']}` was dropped: {drop['why']}." for one in here for drop in one["dropped"]]
         parts += ["\n" + "\n".join(gone) + "\n"] if gone else []
-    versions = dict(line for one in groups for line in [versions_of(one)])
+    versions = dict(versions_of(one) for one in (*groups, *trl) if len(one["arms"]) > 1)
     parts += [table(("peer", "versions"), sorted(versions.items()))] if versions else [table((), [])]
     return "".join(parts)
 
@@ -289,9 +292,8 @@ def arms_of(group: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 def versions_of(group: dict[str, Any]) -> tuple[str, str]:
     """Of the libraries in a peer's environment."""
-    arms = [arm for arm in group["arms"] if arm["name"] != "luthier"]
-    found = arms[0]["versions"] if arms else {}
-    return group["peer"], ", ".join(f"{name} {version}" for name, version in found.items()) or "no arm was timed"
+    found = next(arm for arm in group["arms"] if arm["name"] != "luthier").get("versions", {})
+    return group["peer"], ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def goals() -> str:
