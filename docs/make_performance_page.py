@@ -109,7 +109,8 @@ MEMORY = """
 
 `luthier check` against `luthier run`, settings of a Llama with 10 M weights, a process for each. `bench_memory.py`
 knows twelve. Peak resident memory at the end of training, in MB, and seconds of training, on a quiet machine
-(adafactor's seconds, and `lora` of 512 and 4096 and `prefix`, measured last, on a busy one). Memory is within 12 %, time within 14 %.
+(adafactor's seconds on a busy one, as the last measured: `lora` of 512 and of 4096 tokens, `prefix`). Memory is within
+12 %, time within 14 %.
 """
 INT8 = """
 ## What int8 costs
