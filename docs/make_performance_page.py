@@ -55,6 +55,9 @@ load before each round.
 
 A machine that does other work at the same time makes all arms slower, those with a larger working set more so. The load
 average stands with every pair in `engine.json`. One other process worked on the other core during most of them.
+**The MFU of `opt125m` is too high**: its product rate was taken in disturbed moments (61–64 GFLOP/s against 78 on a
+quiet machine; one pair came out at 1.01). With quiet seconds and the quiet rate it is about .89, which is reckoned from
+two benches and not measured in one.
 """
 PEERS = """
 ## The other peers, each at its default and at its best
@@ -102,7 +105,9 @@ ABLATION = """
 Each line is a pair of processes that differ in one technique, the same batch in both; above 1 is faster with it. Memory
 is the peak above the loaded model, with it / without it. The loss shows that the exact ones are exact. A shared prefix
 saves the layers, not the head, which is counted on trained tokens alone anyway: of 16 rows of 157 tokens after 128
-shared ones, tokens shrink by 1.73 and products by 1.53.
+shared ones, tokens shrink by 1.73 and products by 1.53. The other core was busy, except for the trunk cache over
+adapters in all layers, which alone was measured again on a quiet machine (2.37 before, 2.49 then). `opt125m`'s line and
+the 4096-token table above are older than blocks of queries.
 """
 MEMORY = """
 ## The plan against what a run takes
